@@ -1,0 +1,180 @@
+"""The one contract: an autoregressive density of binary images.
+
+    p(x) = ∏ₜ p(x_o(t) | x_o(1), …, x_o(t−1)),   each factor a Bernoulli with a logit of its own.
+
+Inside a model everything is in *chain order*: ``z[:, t] = x[:, order[t]]``. The permutation happens at
+the door, here, once; so every model works in every order.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Sequence
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chainrule.orders import permutation
+
+
+class AutoregressiveDensity(nn.Module, ABC):
+    """A normalized distribution over {0,1}ⁿ, given by its n conditionals.
+
+    A model supplies :meth:`conditionals`; everything else follows from it. It may override :meth:`walk` and
+    :meth:`draw` with faster implementations of the same distribution (tests hold them equal).
+
+    Args:
+        shape: (height, width) of the images; n = height · width.
+        order: a name or a permutation, see :func:`chainrule.orders.permutation`.
+    """
+
+    order: Tensor
+
+    def __init__(self, *, shape: Sequence[int], order: str | Sequence[int] = "raster") -> None:
+        super().__init__()
+        height, width = shape
+        self.shape = (int(height), int(width))
+        self.dim = self.shape[0] * self.shape[1]
+        self.register_buffer("order", permutation(order, self.shape))
+
+    # ---- what a model supplies ------------------------------------------------------------------
+
+    @abstractmethod
+    def conditionals(self, z: Tensor) -> Tensor:
+        """Logits of all steps at once: (B, n) bits in chain order → (B, n); logit t sees ``z[:, :t]`` only."""
+
+    def walk(self, batch: int) -> Generator[Tensor, Tensor, None]:
+        """The same conditionals one at a time.
+
+        Yields the (B,) logits of step t and receives the (B,) bits of step t. This default recomputes
+        everything at every step; a model overrides it for speed only.
+        """
+        z = torch.zeros(batch, self.dim, dtype=self.dtype, device=self.order.device)
+        for t in range(self.dim):
+            z[:, t] = yield self.conditionals(z)[:, t]
+
+    @torch.no_grad()
+    def draw(self, u: Tensor) -> Tensor:
+        """Sampling as a deterministic map: (B, n) uniforms in chain order → (B, n) bits, ``u < σ(logit)``."""
+        z = torch.empty_like(u)
+        steps = self.walk(len(u))
+        logit = next(steps)
+        for t in range(self.dim):
+            z[:, t] = u[:, t] < torch.sigmoid(logit)
+            if t + 1 < self.dim:
+                logit = steps.send(z[:, t])
+        return z
+
+    def initialize(self, z: Tensor) -> None:
+        """Sets what can be read off the training images (N, n), in chain order, before the first step."""
+
+    def log_prior(self) -> Tensor:
+        """Log density in nats of a prior over the parameters (a scalar); 0 where there is none.
+
+        Training maximizes Σ log p(x) + log_prior; no reported NLL contains it.
+        """
+        return torch.zeros((), device=self.order.device)
+
+    # ---- what everybody uses --------------------------------------------------------------------
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def parameter_count(self) -> int:
+        """The number of free parameters; a masked weight is not stored, so it is not counted."""
+        return sum(p.numel() for p in self.parameters())
+
+    @property
+    def effective_parameter_count(self) -> int:
+        """The number of parameters that the likelihood depends on."""
+        return self.parameter_count
+
+    @final
+    def forward(self, x: Tensor) -> Tensor:
+        """Pixel-indexed (B, n) bits → pixel-indexed (B, n) logits."""
+        return self._to_pixels(self.conditionals(self._to_chain(x)))
+
+    @final
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-likelihood in nats, (B,), of pixel-indexed images: (B, n) or (B, height, width), 0 or 1.
+
+        Raises:
+            ValueError: the shape is wrong or (outside training) a value is neither 0 nor 1.
+        """
+        z = self._to_chain(x)
+        return F.logsigmoid((2 * z - 1) * self.conditionals(z)).sum(1)
+
+    @final
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n images, pixel-indexed (n, height · width), drawn exactly from the model."""
+        return self._to_pixels(self.draw(self._uniforms(n, generator)))
+
+    @final
+    @torch.no_grad()
+    def complete(self, x: Tensor, observed: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Keeps the observed pixels of each image and draws the rest from p(rest | observed).
+
+        Args:
+            x: (B, n) bits, pixel-indexed.
+            observed: (n,) bool, pixel-indexed. It must be a prefix of the order: only then is the result
+                an exact conditional draw.
+            generator: source of the uniforms.
+
+        Raises:
+            ValueError: ``observed`` is no prefix of the order.
+        """
+        known = observed.reshape(-1)[self.order.to(observed.device)].bool()
+        first = int(known.sum())
+        if len(known) != self.dim or not bool(known[:first].all()):
+            raise ValueError(
+                f"observed must be a prefix of the model's order: of its first {first} pixels, "
+                f"{int(known[:first].sum())} are observed. Choose them as order[:k], or train with another order"
+            )
+        z = self._to_chain(x)
+        u = self._uniforms(len(z), generator)
+        # A uniform below 0 draws a one and one above 1 a zero, whatever the logit.
+        u[:, :first] = 2 - 3 * z[:, :first]
+        return self._to_pixels(self.draw(u))
+
+    def _uniforms(self, n: int, generator: torch.Generator | None) -> Tensor:
+        device = self.order.device if generator is None else generator.device
+        return torch.rand(n, self.dim, generator=generator, dtype=self.dtype, device=device).to(self.order.device)
+
+    def _to_chain(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        if x.shape[1] != self.dim:
+            raise ValueError(f"images must have {self.dim} pixels ({self.shape[0]}×{self.shape[1]}), got {x.shape[1]}")
+        if not self.training and not bool(((x == 0) | (x == 1)).all()):
+            raise ValueError("images must be binary: every pixel 0 or 1. Binarize them first, as data= does")
+        return x.to(self.dtype)[:, self.order]
+
+    def _to_pixels(self, z: Tensor) -> Tensor:
+        return torch.empty_like(z).index_copy(1, self.order, z)
+
+
+# ---- what models share ------------------------------------------------------------------------------
+
+
+def log_odds(z: Tensor, limit: float = 5.0) -> Tensor:
+    """Log-odds of each pixel over the images z, (N, n) → (n,) float64, clamped to ±``limit``.
+
+    Half a count is added to ones and to zeros; the clamp keeps a pixel that is never on within reach.
+    """
+    ones = z.sum(0, dtype=torch.float64) + 0.5
+    return torch.logit(ones / (len(z) + 1)).clamp(-limit, limit)
+
+
+def positive(name: str, value: int) -> int:
+    """Returns a hyperparameter that must be a whole number above 0.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return value

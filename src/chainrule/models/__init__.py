@@ -1,0 +1,1 @@
+"""One model, one file, one page; ``conf/model/`` says which exist."""

@@ -1,0 +1,75 @@
+"""Neural autoregressive distribution estimator: n small networks that share their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from chainrule.density import AutoregressiveDensity, log_odds, positive
+from chainrule.kernels import nade as kernels
+
+
+class NADE(AutoregressiveDensity):
+    r"""One hidden layer per pixel, all of them sharing the columns of W.
+
+    .. math:: h_t = \sigma\Big(c + \sum_{j<t} W_{\cdot,j}\, x_j\Big), \qquad
+              \operatorname{logit} p(x_t = 1 \mid x_{<t}) = b_t + V_{t,\cdot}\, h_t
+
+    Larochelle & Murray, *The Neural Autoregressive Distribution Estimator*, AISTATS 2011, eq. 1 to 4.
+
+    Parameters: nd + d + nd + n, of which the likelihood never sees W's last column (d numbers):
+    ``effective_parameter_count`` leaves it out. The biases b start at the training pixels' log-odds.
+
+    Cost: h changes only after a pixel that is on, so an image costs one hidden vector per such pixel and
+    n products of length d; the kernel (:mod:`chainrule.kernels.nade`) makes use of it. A sample keeps
+    the running activation c + Σ W x and costs about as much as one likelihood.
+
+    Args:
+        shape: (height, width).
+        hidden: d, the hidden units.
+        order: see :func:`chainrule.orders.permutation`.
+        kernel: ``auto``, ``numba``, ``triton`` or ``torch``: which implementation computes the conditionals.
+        init_scale: standard deviation of the initial W and V.
+    """
+
+    def __init__(
+        self,
+        *,
+        shape: Sequence[int],
+        hidden: int = 500,
+        order: str | Sequence[int] = "raster",
+        kernel: str = "auto",
+        init_scale: float = 0.05,
+    ) -> None:
+        super().__init__(shape=shape, order=order)
+        self.kernel = kernels.check(kernel)
+        n, d = self.dim, positive("model.hidden", hidden)
+        self.W = nn.Parameter(torch.randn(n, d) * init_scale)  # W[t] is the column W_{·,t}
+        self.c = nn.Parameter(torch.zeros(d))
+        self.V = nn.Parameter(torch.randn(n, d) * init_scale)  # V[t] is the row V_{t,·}
+        self.b = nn.Parameter(torch.zeros(n))
+
+    @property
+    def effective_parameter_count(self) -> int:
+        return self.parameter_count - len(self.c)
+
+    def conditionals(self, z: Tensor) -> Tensor:
+        return kernels.conditionals(z, self.W, self.c, self.V, self.b, kernel=self.kernel)
+
+    @torch.no_grad()
+    def walk(self, batch: int) -> Generator[Tensor, Tensor, None]:
+        a = self.c.repeat(batch, 1)
+        for t in range(self.dim):
+            z_t = yield self.b[t] + torch.sigmoid(a) @ self.V[t]
+            a += torch.outer(z_t, self.W[t])
+
+    @torch.no_grad()
+    def draw(self, u: Tensor) -> Tensor:
+        z = kernels.draw(u, self.W, self.c, self.V, self.b, kernel=self.kernel)
+        return super().draw(u) if z is None else z
+
+    @torch.no_grad()
+    def initialize(self, z: Tensor) -> None:
+        self.b.copy_(log_odds(z))

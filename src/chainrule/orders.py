@@ -1,0 +1,66 @@
+"""Pixel orders: the sequence in which the chain rule visits an image.
+
+An order is a permutation: ``order[t]`` is the (row-major) pixel visited at step t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FLIPS: dict[str, tuple[int, ...]] = {"": (), "_lr": (1,), "_ud": (0,), "_180": (0, 1)}
+GRID_ORDERS = tuple(base + flip for base in ("raster", "transposed") for flip in FLIPS)
+ORDERS = (*GRID_ORDERS, "spiral", "random-SEED")
+
+
+def permutation(order: str | Sequence[int], shape: tuple[int, int]) -> Tensor:
+    """The permutation named by ``order``, or ``order`` itself, checked.
+
+    Args:
+        order: ``raster`` or ``transposed`` (row by row, column by column), each also with ``_lr``,
+            ``_ud`` or ``_180``: the same walk over the mirrored or turned image; ``spiral`` (from the
+            top left corner clockwise inwards); ``random-SEED`` (``random`` is ``random-0``); or
+            the pixels themselves, each once.
+        shape: (height, width) of the image.
+
+    Returns:
+        int64 tensor of shape (height · width,).
+
+    Raises:
+        ValueError: the name is unknown, or the numbers are no permutation.
+    """
+    height, width = shape
+    n = height * width
+    if not isinstance(order, str):
+        pixels = torch.as_tensor(list(order), dtype=torch.int64)
+        if sorted(pixels.tolist()) != list(range(n)):
+            raise ValueError(f"order must contain each pixel 0..{n - 1} once, got {len(pixels)} numbers that do not")
+        return pixels
+    grid = torch.arange(n).view(height, width)
+    base, _, flip = order.partition("_")
+    if base in ("raster", "transposed") and (flip := order.removeprefix(base)) in FLIPS:
+        grid = grid.flip(FLIPS[flip])
+        return (grid if base == "raster" else grid.T).reshape(-1)
+    if order == "spiral":
+        return _spiral(grid)
+    base, _, seed = order.partition("-")
+    if base == "random" and (seed.isdecimal() or order == "random"):
+        return _random(n, int(seed or 0))
+    raise ValueError(f"unknown order {order!r}: choose one of {', '.join(ORDERS)}, such as random-7")
+
+
+def _spiral(grid: Tensor) -> Tensor:
+    rings = []
+    while grid.numel():
+        rings.append(grid[0])  # walk along the top edge, then turn what is left a quarter anticlockwise
+        grid = grid[1:].T.flip(0)
+    return torch.cat(rings)
+
+
+def _random(n: int, seed: int) -> Tensor:
+    # Philox's raw stream is a published, fixed algorithm: the same order with every library version.
+    keys = np.random.Philox(key=seed).random_raw(n)
+    return torch.from_numpy(np.argsort(keys, kind="stable").astype(np.int64))
