@@ -94,7 +94,7 @@ class AutoregressiveDensity(nn.Module, ABC):
         return self.parameter_count
 
     @final
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[misc] # torch declares it as an attribute
         """Pixel-indexed (B, n) bits → pixel-indexed (B, n) logits."""
         return self._to_pixels(self.conditionals(self._to_chain(x)))
 

@@ -1,0 +1,138 @@
+"""``chainrule VERB [key=value …]``: hydra entry points, no logic."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException, InstantiationException
+from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+HERE = Path(__file__).resolve().parent
+# The wheel carries conf/ inside the package; a checkout uses the one that its user edits.
+CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parents[1] / "conf"
+
+PATH_KEYS = ("run", "runs", "out", "paths.data_dir", "paths.cache_dir", "paths.runs")
+
+USAGE = """chainrule: exact-likelihood autoregressive models of binary images
+
+  chainrule train [key=value …]       train, select on validation, score the test set once
+  chainrule evaluate run=DIR          the NLL of a finished run, recomputed
+  chainrule sample run=DIR n=64       draw images
+  chainrule complete run=DIR          keep half of some test images, draw the rest
+  chainrule tabulate runs=DIR         a table of all finished runs below DIR
+
+`chainrule VERB --help` says which keys a verb knows; `chainrule train -m model=fvsbn,nade seed=0,1,2`
+runs a sweep."""
+
+
+class UserError(CompactHydraException):
+    """A mistake that the message explains; Hydra prints it without a traceback."""
+
+
+def train(cfg: DictConfig) -> float:
+    from chainrule import experiment, tables  # noqa: PLC0415
+
+    job = HydraConfig.get()
+    try:
+        record = experiment.train(cfg, job.runtime.output_dir, list(job.overrides.task))
+    finally:
+        _close_wandb(sys.exc_info()[0] is not None)
+    _show(tables.summary(record))
+    return float(record["nll"]["valid"]["mean"])
+
+
+def evaluate(cfg: DictConfig) -> None:
+    from chainrule import experiment  # noqa: PLC0415
+
+    result = experiment.evaluate(cfg)
+    _show(
+        f"{result['data']} {result['split']}: {result['mean']:.3f} ± {result['stderr']:.3f} nats "
+        f"({result['count']:,} images, sha256 {result['sha256'][:12]}…)"
+    )
+
+
+def sample(cfg: DictConfig) -> None:
+    from chainrule import experiment  # noqa: PLC0415
+
+    _show(f"written: {experiment.sample(cfg)}")
+
+
+def complete(cfg: DictConfig) -> None:
+    from chainrule import experiment  # noqa: PLC0415
+
+    _show(f"written: {experiment.complete(cfg)}")
+
+
+def tabulate(cfg: DictConfig) -> None:
+    from chainrule import tables  # noqa: PLC0415
+
+    sys.stdout.write(tables.tabulate(**{key: OmegaConf.to_object(cfg)[key] for key in TABLE_KEYS}))
+
+
+TABLE_KEYS = ("runs", "format", "published", "invalid")
+VERBS: dict[str, Callable[[DictConfig], float | None]] = {
+    verb.__name__: verb for verb in (train, evaluate, sample, complete, tabulate)
+}
+
+
+def main() -> None:
+    """The ``chainrule`` command."""
+    verb, *words = sys.argv[1:] or ["--help"]
+    if verb in ("-h", "--help", "help"):
+        print(USAGE)
+        return
+    if verb not in VERBS:
+        sys.exit(f"chainrule: no command {verb!r}; there are {', '.join(VERBS)}. See chainrule --help")
+    sys.argv = [f"chainrule {verb}", *map(_quoted, words)]
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name=verb)(_explained(VERBS[verb]))()
+
+
+def _explained(task: Callable[[DictConfig], float | None]) -> Callable[[DictConfig], float | None]:
+    """Turns what users get wrong into one message; a defect of ours keeps its traceback."""
+
+    def run(cfg: DictConfig) -> float | None:
+        try:
+            return task(cfg)
+        except InstantiationException as error:
+            cause = error.__cause__
+            if isinstance(cause, (ValueError, OSError)):
+                raise UserError(str(cause)) from (cause if _full_error() else None)
+            raise
+        except (ValueError, OSError) as error:
+            raise UserError(str(error)) from (error if _full_error() else None)
+
+    return run
+
+
+def _full_error() -> bool:
+    return os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+
+
+def _quoted(word: str) -> str:
+    """Paths as people type them: quoted for Hydra's grammar, so that spaces, = and commas are only letters."""
+    key, equals, value = word.partition("=")
+    if not equals or key not in PATH_KEYS or value[:1] in ("'", '"', "["):
+        return word
+    quoted = ["'" + part.replace("'", "\\'") + "'" for part in (value.split(",") if key == "runs" else [value])]
+    return f"{key}=[{','.join(quoted)}]" if key == "runs" else f"{key}={quoted[0]}"
+
+
+def _show(what: RenderableType) -> None:
+    from rich.console import Console  # noqa: PLC0415
+
+    Console(soft_wrap=isinstance(what, str)).print(what)
+
+
+def _close_wandb(failed: bool) -> None:
+    # Otherwise the next job of a sweep would go on in this job's W&B run.
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].finish(exit_code=int(failed))

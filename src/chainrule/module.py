@@ -1,0 +1,89 @@
+"""The one LightningModule, for every density: maximum likelihood by mini-batch gradients.
+
+Minimizing the mean NLL of the training images is minimizing KL(p_data ‖ p_θ), up to the entropy of the data.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
+
+from chainrule.density import AutoregressiveDensity
+
+
+class DensityModule(L.LightningModule):
+    """Trains a density; reports ``train/nll`` and ``val/nll`` in nats per image.
+
+    Args:
+        density: the model.
+        optimizer: parameters → optimizer.
+        scheduler: (optimizer, number of steps) → scheduler, stepped after every batch.
+        train_size: training images N; the loss is −(Σ log p(x) / B + log_prior / N).
+    """
+
+    def __init__(
+        self,
+        density: AutoregressiveDensity,
+        *,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[[Optimizer, int], LRScheduler],
+        train_size: int,
+    ) -> None:
+        super().__init__()
+        self.density = density
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.train_size = train_size
+        # float64 sums and counts, divided once: a short last batch weighs what it is worth.
+        self.val_nll = MeanMetric().set_dtype(torch.float64)
+        self.images_per_second = 0.0
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.make_optimizer(self.density.parameters())
+        scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_epoch_start(self) -> None:
+        self._started, self._images = time.perf_counter(), 0
+        self._nats: list[Tensor] = []
+
+    def training_step(self, x: Tensor, batch_idx: int) -> Tensor:
+        nll = -self.density.log_prob(x).mean()
+        # Nobody reads the loss of a single step: keep it, and look at it once an epoch.
+        self._images += len(x)
+        self._nats.append(nll.detach() * len(x))
+        return nll - self.density.log_prior() / self.train_size
+
+    def on_train_epoch_end(self) -> None:
+        seconds = time.perf_counter() - self._started
+        world = self.trainer.world_size
+        self.images_per_second = world * self._images / seconds
+        mean = torch.stack(self._nats).double().sum() / self._images
+        self._check(mean)
+        self.log("train/nll", mean, sync_dist=world > 1)
+        self.log("train/images_per_second", self.images_per_second)
+        self.log("lr", cast(Optimizer, self.optimizers()).param_groups[0]["lr"])
+
+    def _check(self, nll: Tensor) -> None:
+        if not bool(nll.isfinite()):
+            raise ValueError(
+                f"the training NLL became {float(nll)} in epoch {self.current_epoch}, after {self.global_step} steps. "
+                "Lower optimizer.lr, or set trainer.gradient_clip_val=1"
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["image_shape"] = list(self.density.shape)
+
+    def validation_step(self, x: Tensor, batch_idx: int) -> None:
+        # Updated here and not at the epoch's end: Lightning's EMA weights are in place only during the steps.
+        self.val_nll.update(-self.density.log_prob(x).double())
+        self.log("val/nll", self.val_nll, prog_bar=True, on_epoch=True, on_step=False)
