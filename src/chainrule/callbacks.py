@@ -4,34 +4,66 @@ from __future__ import annotations
 
 import logging
 import socket
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Timeout
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-from lightning.pytorch.loggers import WandbLogger
+import lightning as L
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 log = logging.getLogger(__name__)
 
 PATIENCE = 0.8  # seconds that finding out about the network may cost
 
 
+class ProgressBar(RichProgressBar):
+    """Lightning's bar, without the version number that our run directories do not have."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        return {key: value for key, value in metrics.items() if key != "v_num"}
+
+
+def csv_logger(*, run_dir: Path, name: str, config: dict[str, Any]) -> CSVLogger:
+    """``metrics.csv`` in the run directory, written after every epoch; ``name`` and ``config`` stand elsewhere."""
+    # Lightning warns of a folder that is not empty; ours holds the configuration and the log already.
+    warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")
+    return CSVLogger(run_dir, name="", version="", flush_logs_every_n_steps=1)
+
+
 def wandb_logger(
     *, run_dir: Path, name: str, config: dict[str, Any], project: str, group: str | None, tags: list[str]
 ) -> WandbLogger:
     """A W&B run: online when the user is logged in and the server answers, offline in ``run_dir`` if not."""
-    mode = "online" if _logged_in() else "offline"
-    if mode == "offline":
-        log.info("W&B is offline (no login, or no network). Upload this run later with: wandb sync %s", run_dir)
-    logger = WandbLogger(save_dir=run_dir, project=project, name=name, group=group, tags=tags, config=config, mode=mode)
-    logger.experiment.define_metric("val/nll", summary="min")
+    import wandb  # noqa: PLC0415 (half a second that a run without W&B need not spend)
+
+    wandb.setup(wandb.Settings(silent=True))
+    mode = "online" if _logged_in(wandb) else "offline"
+    logger = WandbLogger(
+        save_dir=run_dir,
+        project=project,
+        name=name,
+        group=group,
+        tags=tags,
+        config=config,
+        mode=mode,
+        settings=wandb.Settings(silent=True, console="off"),
+    )
+    run = logger.experiment
+    run.define_metric("val/nll", summary="min")
+    if mode == "online":
+        log.info("W&B: %s", run.url)
+    else:
+        log.info("W&B: offline (no login, or no network); upload later: wandb sync %s", Path(run.dir).parent)
     return logger
 
 
-def _logged_in() -> bool:
-    import wandb  # noqa: PLC0415 (half a second that a run without W&B need not spend)
-
+def _logged_in(wandb: ModuleType) -> bool:
     settings = wandb.setup().settings
     if settings.mode in ("offline", "dryrun", "disabled"):
         return False

@@ -12,6 +12,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 # The wheel carries conf/ inside the package; a checkout uses the one that its user edits.
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parents[1] / "conf"
+
+# What users get wrong is explained in one message; anything else is a defect of ours and keeps its traceback.
+MISTAKES = (CompactHydraException, OmegaConfBaseException, ValueError, OSError)
 
 PATH_KEYS = ("run", "runs", "out", "paths.data_dir", "paths.cache_dir", "paths.runs")
 
@@ -34,10 +38,6 @@ USAGE = """chainrule: exact-likelihood autoregressive models of binary images
 runs a sweep."""
 
 
-class UserError(CompactHydraException):
-    """A mistake that the message explains; Hydra prints it without a traceback."""
-
-
 def train(cfg: DictConfig) -> float:
     from chainrule import experiment, tables  # noqa: PLC0415
 
@@ -46,7 +46,7 @@ def train(cfg: DictConfig) -> float:
         record = experiment.train(cfg, job.runtime.output_dir, list(job.overrides.task))
     finally:
         _close_wandb(sys.exc_info()[0] is not None)
-    _show(tables.summary(record))
+    _show(tables.summary(tables.parse(record)))
     return float(record["nll"]["valid"]["mean"])
 
 
@@ -75,10 +75,12 @@ def complete(cfg: DictConfig) -> None:
 def tabulate(cfg: DictConfig) -> None:
     from chainrule import tables  # noqa: PLC0415
 
-    sys.stdout.write(tables.tabulate(**{key: OmegaConf.to_object(cfg)[key] for key in TABLE_KEYS}))
+    if OmegaConf.is_missing(cfg, "runs"):
+        raise ValueError("say where the runs are: runs=DIR, or runs=DIR,DIR")
+    runs = cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs)
+    print(tables.tabulate(runs, format=cfg.format, published=cfg.published, invalid=cfg.invalid))
 
 
-TABLE_KEYS = ("runs", "format", "published", "invalid")
 VERBS: dict[str, Callable[[DictConfig], float | None]] = {
     verb.__name__: verb for verb in (train, evaluate, sample, complete, tabulate)
 }
@@ -92,29 +94,26 @@ def main() -> None:
         return
     if verb not in VERBS:
         sys.exit(f"chainrule: no command {verb!r}; there are {', '.join(VERBS)}. See chainrule --help")
-    sys.argv = [f"chainrule {verb}", *map(_quoted, words)]
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name=verb)(_explained(VERBS[verb]))()
-
-
-def _explained(task: Callable[[DictConfig], float | None]) -> Callable[[DictConfig], float | None]:
-    """Turns what users get wrong into one message; a defect of ours keeps its traceback."""
-
-    def run(cfg: DictConfig) -> float | None:
-        try:
-            return task(cfg)
-        except InstantiationException as error:
-            cause = error.__cause__
-            if isinstance(cause, (ValueError, OSError)):
-                raise UserError(str(cause)) from (cause if _full_error() else None)
+    sys.argv = [sys.argv[0], *map(_quoted, words)]
+    traceback = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands every error on: they are reported here
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=verb)(VERBS[verb])()
+    except MISTAKES as error:
+        if traceback:
             raise
-        except (ValueError, OSError) as error:
-            raise UserError(str(error)) from (error if _full_error() else None)
-
-    return run
+        sys.exit(f"chainrule {verb}: {_message(error)}")
 
 
-def _full_error() -> bool:
-    return os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+def _message(error: Exception) -> str:
+    """What went wrong, in the words of whoever found it first."""
+    if isinstance(error, InstantiationException) and isinstance(error.__cause__, (ValueError, OSError)):
+        return str(error.__cause__)
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        return f"{error}\n{error.__cause__}"
+    if "Config group override must be" in str(error):
+        return f"{error}. A group that can be switched off has the choice none: logger=none"
+    return str(error)
 
 
 def _quoted(word: str) -> str:

@@ -93,8 +93,8 @@ class AutoregressiveDensity(nn.Module, ABC):
         """The number of parameters that the likelihood depends on."""
         return self.parameter_count
 
-    @final
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[misc] # torch declares it as an attribute
+    @final  # type: ignore[misc] # torch declares it as an attribute
+    def forward(self, x: Tensor) -> Tensor:
         """Pixel-indexed (B, n) bits → pixel-indexed (B, n) logits."""
         return self._to_pixels(self.conditionals(self._to_chain(x)))
 

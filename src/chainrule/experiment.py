@@ -14,12 +14,13 @@ import lightning as L
 import numpy as np
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from chainrule import runs
+from chainrule.callbacks import ProgressBar
 from chainrule.data import Images
 from chainrule.density import AutoregressiveDensity
 from chainrule.module import DensityModule
@@ -139,7 +140,7 @@ def _fit(cfg: DictConfig, run: RunDir, density: AutoregressiveDensity, data: Ima
     trainer = make_trainer(
         accelerator=_accelerator(cfg.trainer.accelerator),
         callbacks=_callbacks(cfg, run),
-        logger=_loggers(cfg, run),
+        logger=_loggers(cfg, run) or False,
         default_root_dir=run.path,
     )
     started = time.perf_counter()
@@ -169,18 +170,15 @@ def _callbacks(cfg: DictConfig, run: RunDir) -> list[Callback]:
         save_last=True,
         enable_version_counter=False,
     )
-    chosen = [instantiate(callback, _convert_="all") for callback in (cfg.callbacks or {}).values()]
-    bar = [RichProgressBar(refresh_rate=25)] if cfg.trainer.enable_progress_bar else []
+    chosen = [instantiate(callback, _convert_="all") for callback in cfg.callbacks.values()]
+    bar = [ProgressBar(refresh_rate=25)] if cfg.trainer.enable_progress_bar else []
     return [*chosen, *bar, checkpoint]
 
 
 def _loggers(cfg: DictConfig, run: RunDir) -> list[Logger]:
-    csv = CSVLogger(run.path, name="", version="", flush_logs_every_n_steps=1)
-    if not cfg.logger:
-        return [csv]
-    make: Callable[..., Logger] = instantiate(cfg.logger, _convert_="all")
+    makers: Sequence[Callable[..., Logger]] = [instantiate(m, _convert_="all") for m in cfg.logger.values()]
     config = OmegaConf.to_container(cfg, resolve=True)
-    return [csv, make(run_dir=run.path, name=f"{model_name(cfg)}-s{cfg.seed}", config=config)]
+    return [make(run_dir=run.path, name=f"{model_name(cfg)}-s{cfg.seed}", config=config) for make in makers]
 
 
 def _finish(loggers: Sequence[Logger], record: dict[str, Any]) -> None:
@@ -216,7 +214,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """
     check(cfg)
     density, config = runs.load_model(cfg.run), runs.load_config(runs.open_run(cfg.run))
-    data = _load_data(cfg, cfg.data or config.data)
+    data = _load_data(cfg, OmegaConf.select(cfg, "data") or config.data)
     images = _splits(data).get(cfg.split)
     if images is None:
         raise ValueError(f"split must be train, valid or test, got {cfg.split!r}")
@@ -290,5 +288,7 @@ def model_name(cfg: DictConfig) -> str:
     return str(cfg.model._target_).split(".")[-2]
 
 
-warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")  # the run directory holds train.log already
+# What Lightning says of itself and nobody can act on.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.* is deprecated")
+warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")

@@ -44,7 +44,8 @@ class DensityModule(L.LightningModule):
         self.make_scheduler = scheduler
         self.train_size = train_size
         # float64 sums and counts, divided once: a short last batch weighs what it is worth.
-        self.val_nll = MeanMetric().set_dtype(torch.float64)
+        # torchmetrics would otherwise leave images with a NaN out of the mean.
+        self.val_nll = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
         self.images_per_second = 0.0
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

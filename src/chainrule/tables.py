@@ -16,7 +16,7 @@ import shutil
 import statistics
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cache
 from itertools import combinations
@@ -156,9 +156,7 @@ def parse(raw: Mapping[str, Any], file: Path | str = "result.json") -> Record:
     """
     get = _Fields(raw, Path(file))
     if get.whole("schema") > SCHEMA:
-        raise ValueError(
-            f"{file}: has schema {raw['schema']}, this chainrule reads up to {SCHEMA}: upgrade chainrule"
-        )
+        raise ValueError(f"{file}: has schema {raw['schema']}, this chainrule reads up to {SCHEMA}: upgrade chainrule")
     return Record(
         path=Path(file).parent,
         model=get.text("model"),
@@ -235,7 +233,7 @@ def _run_directories(top: Path) -> Iterator[tuple[Path, bool]]:
     if not top.exists():
         raise ValueError(f"{top} does not exist: give run directories, or a folder that contains some")
     if top.is_file():
-        yield top, True
+        yield top.parent if top.name == "result.json" else top, True
     for folder, subfolders, files in os.walk(top):
         if "result.json" in files or "config.yaml" in files:
             yield Path(folder), "result.json" in files
@@ -371,6 +369,11 @@ class Published:
     remark: str = ""
 
     @property
+    def name(self) -> str:
+        """The model without what its source adds in brackets."""
+        return self.model.partition(" (")[0]
+
+    @property
     def valid(self) -> bool:
         return self.valid_likelihood is True
 
@@ -403,9 +406,7 @@ def published_for(model: str, data: str) -> Published | None:
     near = [p for p in published_numbers() if p.exact and p.data in (data, "static") and _akin(p, model)]
     if not near:
         return None
-    best = min(
-        near, key=lambda p: (p.data != data, _slug(p.model) != _slug(model), not p.verified, p.nll)
-    )
+    best = min(near, key=lambda p: (p.data != data, _slug(p.model) != _slug(model), not p.verified, p.nll))
     return best if best.data == data else replace(best, remark=f"a different test set than {data}")
 
 
@@ -466,12 +467,11 @@ class Section:
     def blocks(self) -> list[list[Row | Published]]:
         """Ours, published exact ones, bounds and estimates, invalid ones; empty blocks left out."""
         theirs = [[p for p in self.published if _block(p) == k] for k in (1, 2, 3)]
-        return [list(block) for block in (self.rows, *theirs) if block]
+        blocks: list[Sequence[Row | Published]] = [self.rows, *theirs]
+        return [list(block) for block in blocks if block]
 
 
-def sections(
-    records: Iterable[Record], published: bool | str = True, invalid: bool = False
-) -> list[Section]:
+def sections(records: Iterable[Record], published: bool | str = True, invalid: bool = False) -> list[Section]:
     """Groups records by test set, then into rows; see :func:`neighbours` for the other arguments."""
     sets: dict[tuple[str, int, int, str], list[Record]] = {}
     for r in records:
@@ -497,7 +497,8 @@ def _references(section: Section) -> Iterator[str]:
         reason = [f"not a valid likelihood: {p.notes}"] if p.valid_likelihood is False else []
         doubt = [f"may be no likelihood: {p.notes}"] if p.valid_likelihood == "doubtful" else []
         split = [f"scored on {p.split} images"] if p.split != "test" else []
-        yield f"({number}) " + "; ".join(filter(None, [p.cite, p.variant, *split, *reason, *doubt]))
+        full = [p.model] if p.model != p.name else []
+        yield f"({number}) " + "; ".join(filter(None, [*full, p.cite, p.variant, *split, *reason, *doubt]))
     if not all(p.verified for p in section.published):
         yield "† commonly quoted, not re-read in a source"
 
@@ -584,18 +585,18 @@ def _columns(section: Section) -> list[Column]:
     numbers = {id(p): k for k, p in enumerate(section.published, 1)}
     kind = "exact" if section.published else ""
     return [
-        Column("model", lambda r: r.first.model, lambda p: f"{p.model} ({numbers[id(p)]})", left=True),
+        Column("model", lambda r: r.first.model, lambda p: f"{p.name} ({numbers[id(p)]})", left=True),
         *(_setting(key, name) for key, name in differing(section.rows).items()),
         Column("test NLL", lambda r: f"{_nats(r.nll)} ± {_nats(r.stderr, r.nll)}", _published_nll),
         Column("± over", lambda r: f"{len(r.records)} seeds" if r.over == "seeds" else "images", left=True),
         Column("kind", lambda r: kind, _kind, left=True),
-        Column("best seed", _best_seed, spare=1),
-        Column("bits/ pixel", lambda r: f"{r.mean('bits_per_pixel'):.4f}", _published_bits, spare=2),
-        Column("parameters", lambda r: f"{r.first.parameters:,}"),
-        Column("seconds", lambda r: _three(r.mean("seconds")), spare=3),
-        Column("images/s", lambda r: _three(r.mean("images_per_second")), spare=4),
-        Column("ms per sample", lambda r: "" if r.latency is None else _three(1000 * r.latency), spare=6),
-        Column("kernel", lambda r: r.first.kernel or "", left=True, spare=5),
+        Column("best seed", _best_seed, spare=2),
+        Column("bits/ pixel", lambda r: f"{r.mean('bits_per_pixel'):.4f}", _published_bits, spare=3),
+        Column("parameters", lambda r: f"{r.first.parameters:,}", spare=1),
+        Column("seconds", lambda r: _three(r.mean("seconds")), spare=4),
+        Column("images/s", lambda r: _three(r.mean("images_per_second")), spare=5),
+        Column("ms per sample", lambda r: "" if r.latency is None else _three(1000 * r.latency), spare=7),
+        Column("kernel", lambda r: r.first.kernel or "", left=True, spare=6),
     ]
 
 
@@ -648,7 +649,7 @@ def _three(value: float) -> str:
 
 def tabulate(
     runs: Sequence[Path | str] | Path | str,
-    format: str = "rich",
+    format: str = "rich",  # noqa: A002 (the key in tabulate.yaml)
     published: bool | str = True,
     invalid: bool = False,
     width: int | None = None,
@@ -708,21 +709,21 @@ def _fitting(grid: Grid, width: int) -> Table:
     """The grid as a table, without the columns that a narrow console can best do without."""
     kept = list(range(len(grid.columns)))
     spare = sorted((i for i in kept if grid.columns[i].spare), key=lambda i: grid.columns[i].spare)
-    while spare and sum(_width(grid, i) + 2 for i in kept) + 2 > width:
+    while spare and sum(_width(grid, i) + 2 for i in kept) + 1 > width:
         kept.remove(spare.pop())
     table = _table(grid, kept)
     hidden = [c.header.replace("/ ", "/") for i, c in enumerate(grid.columns) if i not in kept]
-    table.caption = f"not shown at this width: {', '.join(hidden)}" if hidden else None
+    table.caption = f" not shown at this width: {', '.join(hidden)}" if hidden else None
     return table
 
 
 def _table(grid: Grid, kept: Sequence[int]) -> Table:
-    table = Table(title=Text(grid.title), title_justify="left", caption_justify="left", box=box.HORIZONTALS)
+    table = Table(box=box.HORIZONTALS, padding=(0, 1, 0, 0), title_justify="left", caption_justify="left")
+    table.title = Text(grid.title)
     for i in kept:
         column = grid.columns[i]
-        table.add_column(
-            Text(column.header), justify="left" if column.left else "right", min_width=_width(grid, i)
-        )
+        justify: Literal["left", "right"] = "left" if column.left else "right"
+        table.add_column(Text(column.header), justify=justify, width=_width(grid, i), vertical="top")
     for block in grid.blocks:
         for line in block:
             table.add_row(*(Text(line[i]) for i in kept))
@@ -731,7 +732,7 @@ def _table(grid: Grid, kept: Sequence[int]) -> Table:
 
 
 def _width(grid: Grid, i: int) -> int:
-    """The least width of a column: headers break at spaces, cells stay whole, up to 24 characters."""
+    """The width of a column: headers break at spaces, cells stay whole up to 24 characters."""
     cells = max(cell_len(line[i]) for block in grid.blocks for line in block)
     return max(min(cells, 24), *map(cell_len, grid.columns[i].header.split()))
 
@@ -804,11 +805,10 @@ def _tex_line(cells: Iterable[str]) -> str:
 TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\textquotedbl{}", "[": "{[}", "]": "{]}", "±": r"$\pm$", "×": r"$\times$",
+    "|": r"\textbar{}", '"': "''", "[": "{[}", "]": "{]}", "±": r"$\pm$", "×": r"$\times$",
     "≤": r"$\leq$", "≈": r"$\approx$", "†": r"$\dagger$", "…": r"\ldots{}", "ø": r"{\o}", "æ": r"{\ae}",
     "–": "--", "—": "---",
 }  # fmt: skip
-TEX['"'] = "''"  # \textquotedbl does not exist in the default font encoding
 
 
 def _tex(text: str) -> str:
@@ -828,9 +828,9 @@ def _csv(found: Sequence[Section], unfinished: Sequence[Path]) -> str:
     """One flat table, full precision: ``row`` tells our rows, published ones and unfinished runs apart."""
     rows: list[_Cells] = [row for section in found for row in _csv_rows(section)]
     rows += [{"row": "unfinished", "run": _path(path)} for path in unfinished]
-    header = sorted({key for row in rows for key in row if "." in key or key not in CSV}, key=str)
+    differ = sorted({key for row in rows for key in row} - set(CSV))
     file = io.StringIO()
-    writer = csv.DictWriter(file, [*CSV[:7], *header, *CSV[7:]], lineterminator="\n")
+    writer = csv.DictWriter(file, [*CSV, *differ], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return file.getvalue().rstrip("\n")
@@ -905,8 +905,7 @@ def summary(record: Record) -> Table:
         "bits per pixel": f"{record.bits_per_pixel:.4f}",
         "train, valid NLL": f"{_nats(splits['train'].mean)}, {_nats(splits['valid'].mean)} nats",
         "parameters": _parameters(record),
-        "seconds": f"{_three(record.seconds)} for {record.epochs} epochs, "
-        f"{_three(record.images_per_second)} images/s",
+        "seconds": f"{_three(record.seconds)} for {record.epochs} epochs, {_three(record.images_per_second)} images/s",
         "kernel": record.kernel or "",
         "test set": f"{record.data} {record.side}×{record.side}, SHA-256 {record.sha256[:12]}…",
     }
@@ -920,12 +919,9 @@ def summary(record: Record) -> Table:
 def _reference(record: Record) -> str:
     """The published number in words; none for images of another size, which nobody published."""
     p = published_for(record.model, record.data) if record.n == 784 else None
-    return f"{_nats(p.nll)} nats, {p.cite}: {p.protocol}" if p else ""
+    return f"{_nats(p.nll)} nats ({p.name}, {p.cite}): {p.protocol}" if p else ""
 
 
 def _parameters(record: Record) -> str:
     effective = f" ({record.effective:,} effective)" if record.effective != record.parameters else ""
     return f"{record.parameters:,}{effective}"
-
-
-assert {f.name for f in fields(Published)} >= {"model", "nll"}

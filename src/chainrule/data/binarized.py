@@ -8,6 +8,7 @@ With a side below 28, k×k squares of pixels (k = 28 / side) are pooled first.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,9 +37,9 @@ class Digits(Images):
         """Names the bits in the cache."""
         return f"{self.name}-side{self.side}"
 
+    @abstractmethod
     def bits(self) -> Bits:
         """The bits of training, validation and test images, (70000, n)."""
-        raise NotImplementedError
 
 
 class Static(Digits):
@@ -46,8 +47,8 @@ class Static(Digits):
 
     With ``side`` below 28, a pooled pixel is 1 when at least half of its k² bits are.
 
-    Reference: R. Salakhutdinov and I. Murray, On the quantitative analysis of deep belief networks, ICML 2008;
-    H. Larochelle and I. Murray, The neural autoregressive distribution estimator, AISTATS 2011.
+    References: R. Salakhutdinov and I. Murray, On the quantitative analysis of deep belief networks, ICML
+    2008; H. Larochelle and I. Murray, The neural autoregressive distribution estimator, AISTATS 2011.
     """
 
     name = "static"
@@ -72,10 +73,10 @@ class Threshold(Digits):
 class Seeded(Digits):
     """MNIST, each pixel drawn once with probability gray/255: the same bits on every machine, forever.
 
-    The random words are the raw output of Philox 4x64-10 with key (``binarization_seed``, 0), one 64-bit word a
-    pixel, in the order of MNIST's files, training file first. The algorithm is published (J. Salmon et al.,
-    Parallel random numbers: as easy as 1, 2, 3, SC 2011), and NumPy's policy (NEP 19) guarantees the stream
-    of its bit generators. A pixel is on if and only if, in whole numbers,
+    The random words are the raw output of Philox 4x64-10 with key (``binarization_seed``, 0), one 64-bit word
+    a pixel, in the order of MNIST's files, training file first. The algorithm is published (J. Salmon et
+    al., Parallel random numbers: as easy as 1, 2, 3, SC 2011), and NumPy's policy (NEP 19) guarantees the
+    stream of its bit generators. A pixel is on if and only if, in whole numbers,
 
         ⌊word / 2³²⌋ · 255 k² < (sum of its k×k gray levels) · 2³²
 
@@ -101,10 +102,11 @@ class Seeded(Digits):
 class Dynamic(Seeded):
     """MNIST, the training pixels drawn anew in every epoch; validation and test are those of ``seeded``.
 
-    Pixels of epoch e come from Philox with key (``seed``, e + 1), in the order of MNIST's training file, by the
-    rule of :class:`Seeded`; they depend on neither the batch size nor the number of processes. ``train`` is the
-    binarization of epoch 0. ``sha256["train"]`` is that of what the bits are drawn from: the sums of k×k gray
-    levels, row-major, as bytes where k = 1 (the pixels of MNIST's file), else as little-endian 16-bit words.
+    Pixels of epoch e come from Philox with key (``seed``, e + 1), in the order of MNIST's training file, by
+    the rule of :class:`Seeded`; they depend on neither the batch size nor the number of processes. ``train``
+    is the binarization of epoch 0. ``sha256["train"]`` is that of what the bits are drawn from: the sums of
+    k×k gray levels, row-major, as bytes where k = 1 (the pixels of MNIST's file), else as little-endian
+    16-bit words.
     """
 
     name = "dynamic"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,8 +57,9 @@ class Batches:
         smallest = min(batch_size, len(images) % batch_size or batch_size)
         if smallest < world_size:
             raise ValueError(
-                f"{len(images)} images in batches of {batch_size} make one of {smallest}, too few for {world_size} "
-                f"processes: choose another data.batch_size or data.eval_batch_size, or fewer trainer.devices"
+                f"{len(images)} images in batches of {batch_size} make one of {smallest}, too few for "
+                f"{world_size} processes: choose another data.batch_size or data.eval_batch_size, or fewer "
+                "trainer.devices"
             )
 
     @property
@@ -65,31 +67,38 @@ class Batches:
         """Where Lightning looks for ``set_epoch``."""
         return self
 
+    @property
+    def batch_sampler(self) -> None:
+        """Lightning looks here, too, for what has a sampler."""
+        return None
+
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch whose batches the next iteration yields."""
         if epoch != self.epoch:
-            self.epoch, self._start = epoch, 0
+            self.epoch, self._start, self._done = epoch, 0, 0
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, and how many of its batches have been given out."""
         return {"epoch": self.epoch, "done": self._done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Makes the next iteration go on where the state was taken (from the start, at the end of an epoch)."""
+        """Makes the next iteration go on where the state was taken; a finished epoch starts again."""
         self.epoch = state["epoch"]
         self._done = self._start = state["done"] % len(self)
 
     def __len__(self) -> int:
-        return -(-len(self.images) // self.batch_size)
+        return math.ceil(len(self.images) / self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
         # A generator: nothing happens before the first batch is asked for, which is after set_epoch.
-        images, order = self._pixels(), self._order()
+        pixels, order = self._pixels().numpy(), self._order().numpy()
         start, self._start = self._start, 0
         for step in range(start, len(self)):
             self._done = step + 1
             index = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield images[index.tensor_split(self.world_size)[self.rank]]
+            share = np.array_split(index, self.world_size)[self.rank]
+            # NumPy copies the rows in this thread; torch would wake all of its threads for a few kilobytes.
+            yield torch.from_numpy(pixels.take(share, 0))
 
     def _pixels(self) -> Tensor:
         return self.images
@@ -195,7 +204,7 @@ class Images(LightningDataModule, ABC):
     def _checked_side(self, side: int) -> int:
         if isinstance(side, bool) or side not in self.sides:
             allowed = ", ".join(map(str, self.sides))
-            raise ValueError(f"data.side must be one of {allowed} for data={self.name}, got {side!r}: choose one")
+            raise ValueError(f"data.side must be one of {allowed} for data={self.name}, got {side!r}")
         return int(side)
 
 

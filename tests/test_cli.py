@@ -1,0 +1,282 @@
+"""The real command line, end to end on data that needs no download."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from zoo import ROOT
+
+import chainrule
+from chainrule import cli, tables
+from chainrule.runs import read_checkpoint
+
+TOY = ["data=toy", "logger=csv", "trainer.enable_progress_bar=false"]
+ENTROPY = np.log(14)  # of bars and stripes, 3×3
+
+Run = Callable[..., str]
+
+
+def chainrule_command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"WANDB_MODE": "offline", "COLUMNS": "100"}
+    command = [str(Path(sys.executable).with_name("chainrule")), *words]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of NADE on toy images, by the command itself."""
+    cwd = tmp_path_factory.mktemp("trained")
+    words = ["model=nade", "model.hidden=20", "optimizer.lr=0.05", "trainer.max_epochs=15", "samples=16"]
+    done = chainrule_command("train", *TOY, *words, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert "test NLL" in done.stdout
+    (run,) = (cwd / "runs").iterdir()
+    return run
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in this process, in an empty folder, and returns what it printed; errors are SystemExit."""
+
+    def call(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["chainrule", *words])
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        cli.main()
+        return capsys.readouterr().out
+
+    monkeypatch.chdir(tmp_path)
+    return call
+
+
+def test_a_run_directory_is_complete(trained: Path) -> None:
+    names = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
+    assert names == {
+        "config.yaml", "train.log", "metrics.csv", "samples.png", "nll_test.npz", "result.json",
+        "checkpoints/best.ckpt", "checkpoints/last.ckpt",
+    }  # fmt: skip
+
+
+def test_the_record_says_what_the_checkpoint_gives(trained: Path) -> None:
+    record = json.loads((trained / "result.json").read_text())
+    model = chainrule.load_model(trained)
+    from chainrule.data import Toy
+
+    data = Toy(data_dir=".", cache_dir=".")
+    data.setup("test")
+    nll = -model.log_prob(data.test).double()
+    assert record["nll"]["test"]["mean"] == pytest.approx(nll.mean().item(), abs=1e-12)
+    assert record["nll"]["test"]["stderr"] == pytest.approx(nll.std().item() / len(nll) ** 0.5, abs=1e-12)
+    assert record["nll"]["test"]["count"] == len(data.test)
+    assert np.load(trained / "nll_test.npz")["nll"] == pytest.approx(nll.detach().numpy())
+    assert record["bits_per_pixel"] == pytest.approx(nll.mean().item() / np.log(2) / 9)
+    assert ENTROPY < nll.mean() < 2.75
+    assert record["parameters"] == {"count": 9 * 20 + 20 + 9 * 20 + 9, "effective": 9 * 20 + 9 * 20 + 9}
+    assert record["data"]["sha256"]["test"] == data.sha256["test"]
+    assert record["overrides"][0] == "data=toy"
+    assert record["config"]["model"]["hidden"] == 20
+
+
+def test_selection_is_by_validation(trained: Path) -> None:
+    lines = [line.split(",") for line in (trained / "metrics.csv").read_text().splitlines()]
+    column = lines[0].index("val/nll")
+    values = [float(line[column]) for line in lines[1:] if line[column]]
+    record = json.loads((trained / "result.json").read_text())
+    assert len(values) == 15
+    assert record["nll"]["valid"]["mean"] == pytest.approx(min(values), abs=1e-5)
+    assert record["best_epoch"] == int(np.argmin(values))
+
+
+def test_evaluate(trained: Path, run: Run) -> None:
+    mean = json.loads((trained / "result.json").read_text())["nll"]["test"]["mean"]
+    assert f"toy test: {mean:.3f} ±" in run("evaluate", f"run={trained}")
+    assert "toy train:" in run("evaluate", f"run={trained}", "split=train")
+
+
+def test_sample(trained: Path, run: Run, tmp_path: Path) -> None:
+    run("sample", f"run={trained}", "n=50", "seed=3", "out=bits.npy")
+    bits = np.load(tmp_path / "bits.npy")
+    assert bits.shape == (50, 3, 3)
+    expected = chainrule.load_model(trained).sample(50, torch.Generator().manual_seed(3))
+    assert np.array_equal(bits.reshape(50, 9), expected.numpy())
+    run("sample", f"run={trained}", "n=9", "out=with space, comma=and.png")
+    assert (tmp_path / "with space, comma=and.png").stat().st_size > 100
+
+
+def test_complete(trained: Path, run: Run, tmp_path: Path) -> None:
+    run("complete", f"run={trained}", "n=3", "draws=2", "out=c.png")
+    assert (tmp_path / "c.png").stat().st_size > 100
+
+
+def test_tabulate(trained: Path, run: Run) -> None:
+    assert "nade" in run("tabulate", f"runs={trained.parent}")
+    assert "nade" in run("tabulate", f"runs={trained},{trained.parent}", "format=markdown")
+
+
+def test_the_same_seed_trains_the_same_weights(run: Run, tmp_path: Path) -> None:
+    words = ["model=nade", "model.hidden=4", "trainer.max_epochs=2"]
+    states = []
+    for name in ("a", "b"):
+        run("train", *TOY, *words, f"hydra.run.dir={name}")
+        states.append(chainrule.load_model(tmp_path / name).state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_training_a_table_arrives_at_its_closed_form(run: Run, tmp_path: Path) -> None:
+    table = ["model=tabular", "model.smoothing=0.5", "data.batch_size=1000", "optimizer.lr=0.3"]
+    run("train", *TOY, *table, "model.closed_form=true", "trainer.max_epochs=0", "hydra.run.dir=closed")
+    run("train", *TOY, *table, "trainer.max_epochs=400", "hydra.run.dir=sgd")
+    # The last weights, not the selected ones: validation would rather have fewer pseudo-counts.
+    files = (tmp_path / "closed/checkpoints/best.ckpt", tmp_path / "sgd/checkpoints/last.ckpt")
+    closed, trained = (torch.sigmoid(read_checkpoint(file)[0]["theta"]) for file in files)
+    assert (closed - trained).abs().max() < 1e-4
+
+
+def test_a_table_reaches_the_entropy(run: Run, tmp_path: Path) -> None:
+    table = ["model=tabular", "model.smoothing=0"]
+    run("train", *TOY, *table, "optimizer.lr=1", "trainer.max_epochs=60", "hydra.run.dir=sgd")
+    run("train", *TOY, *table, "model.closed_form=true", "trainer.max_epochs=0", "hydra.run.dir=closed")
+    trained, closed = (tables.read_record(tmp_path / name).nll["test"].mean for name in ("sgd", "closed"))
+    assert trained == pytest.approx(ENTROPY, abs=1e-3)
+    assert closed == pytest.approx(ENTROPY, abs=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "adamw"])
+@pytest.mark.parametrize("scheduler", ["constant", "cosine", "inverse_time"])
+def test_optimizers_and_schedules_compose(run: Run, tmp_path: Path, optimizer: str, scheduler: str) -> None:
+    words = [f"optimizer={optimizer}", f"scheduler={scheduler}", "trainer.gradient_clip_val=5"]
+    run("train", *TOY, "model=fvsbn", "trainer.max_epochs=3", "hydra.run.dir=r", *words)
+    lines = [line.split(",") for line in (tmp_path / "r/metrics.csv").read_text().splitlines()]
+    train = [float(line[lines[0].index("train/nll")]) for line in lines[1:] if line[lines[0].index("train/nll")]]
+    assert train[-1] < train[0]
+
+
+def test_ema_and_early_stopping(run: Run, tmp_path: Path) -> None:
+    words = ["callbacks=[ema,early_stopping]", "callbacks.ema.decay=0.9", "callbacks.early_stopping.patience=1"]
+    run("train", *TOY, "model=fvsbn", "model.order=random-1", "hydra.run.dir=r", "optimizer.lr=3", *words)
+    record = tables.read_record(tmp_path / "r")
+    assert record.epochs < 40
+    # An average of permutations is none: the order must come through untouched.
+    from chainrule.orders import permutation
+
+    assert torch.equal(chainrule.load_model(tmp_path / "r").order, permutation("random-1", (3, 3)))
+
+
+def test_a_sweep_returns_the_validation_nll_of_every_job(run: Run, tmp_path: Path) -> None:
+    run("train", "-m", *TOY, "model=fvsbn,tabular", "trainer.max_epochs=1", "seed=0,1")
+    found, unfinished = tables.find(tmp_path / "runs")
+    assert sorted((r.model, r.seed) for r in found) == [("fvsbn", 0), ("fvsbn", 1), ("tabular", 0), ("tabular", 1)]
+    assert not unfinished
+
+
+MISTAKES = {
+    "no such command": (["trian"], "no command 'trian'.*train"),
+    "unknown key": (["train", "sed=1"], "Could not override 'sed'"),
+    "unknown model": (["train", "model=nad"], r"Could not find 'model/nad'[\s\S]*nade"),
+    "unknown data": (["train", "data=mnist"], r"Could not find 'data/mnist'[\s\S]*seeded"),
+    "unknown order": (["train", "model.order=zigzag"], "unknown order 'zigzag': choose one of raster"),
+    "unknown kernel": (["train", "model.kernel=fast"], "model.kernel must be one of auto, numba"),
+    "unknown argument": (["train", "+model.depth=3"], "unexpected keyword argument 'depth'"),
+    "negative learning rate": (["train", "optimizer.lr=-1"], "optimizer.lr must be a number from 1e-12 to 100, got -1"),
+    "learning rate not a number": (["train", "optimizer.lr=nan"], "optimizer.lr must be .* got nan"),
+    "learning rate a word": (["train", "optimizer.lr=fast"], "optimizer.lr must be a number .* got 'fast'"),
+    "negative seed": (["train", "seed=-1"], "seed must be a whole number from 0"),
+    "epochs not whole": (["train", "trainer.max_epochs=1.5"], "trainer.max_epochs must be a whole number"),
+    "no hidden units": (["train", "model.hidden=0"], "model.hidden must be a whole number of at least 1, got 0"),
+    "batch size": (["train", "data.batch_size=0"], "batch_size"),
+    "side": (["train", "data=seeded", "data.side=5"], "side"),
+    "table too large": (["train", "model=tabular", "data=seeded"], r"2\^784 − 1 ≈ 10\^236.*data\.side=4"),
+    "smoothing": (["train", "model=tabular", "model.smoothing=-1"], "model.smoothing must be 0 or a positive number"),
+    "tau": (["train", "scheduler=inverse_time", "scheduler.tau=0"], "scheduler.tau, in steps, must be above 0"),
+    "no GPU": (["train", "trainer.accelerator=gpu"], "no CUDA GPU is at hand: use trainer.accelerator=cpu"),
+    "diverged": (["train", "model=nade", "model.init_scale=1e38"], "NLL became nan in epoch 0.*Lower"),
+    "group set to null": (["train", "logger=null"], "logger"),
+    "a list without its end": (["train", "callbacks=[ema"], r"input '\[ema'"),
+    "two values without a sweep": (["train", "seed=1,2"], "--multirun"),
+    "no run": (["evaluate"], "missing: run"),
+    "no such run": (["sample", "run=nowhere"], "nowhere is not a run directory"),
+    "no such split": (["evaluate", "run=RUN", "split=dev"], "split must be train, valid or test, got 'dev'"),
+    "images of another size": (["evaluate", "run=RUN", "data=toy", "data.side=4"], r"\(3, 3\).*\(4, 4\).*data\.side"),
+    "no such picture format": (["sample", "run=RUN", "out=x.gif"], "out must end in .png or .npy"),
+    "no images": (["sample", "run=RUN", "n=0"], "n must be a whole number from 1"),
+    "nowhere to write": (["sample", "run=RUN", "out=no/such/folder.png"], "no/such/folder.png"),
+    "no runs": (["tabulate"], "runs=DIR"),
+    "no such runs": (["tabulate", "runs=nowhere"], "nowhere"),
+    "no such format": (["tabulate", "runs=RUN", "format=word"], "unknown format 'word'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_message_and_leaves_nothing_that_looks_finished(
+    case: str, run: Run, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, message = MISTAKES[case]
+    words = [word.replace("RUN", str(trained)) for word in words]
+    if words[0] == "train" and not any(word.startswith("data=") for word in words):
+        words += TOY if not any(word.startswith("logger=") for word in words) else ["data=toy"]
+    with pytest.raises(SystemExit) as stop:
+        run(*words)
+    assert stop.value.code not in (0, None)
+    said = str(stop.value.code) + capsys.readouterr().err
+    assert re.search(message, said), said
+    assert "Traceback" not in said
+    assert not list(tmp_path.rglob("result.json"))
+
+
+def test_damaged_checkpoints_are_refused(trained: Path, run: Run, tmp_path: Path) -> None:
+    for name, damage in {
+        "torn": lambda file: file.write_bytes(file.read_bytes()[:1000]),
+        "empty": lambda file: file.write_bytes(b""),
+        "foreign": lambda file: torch.save({"weights": torch.zeros(3)}, file),
+        "text": lambda file: file.write_text("hello"),
+    }.items():
+        copy = tmp_path / name
+        shutil.copytree(trained, copy)
+        damage(copy / "checkpoints/best.ckpt")
+        with pytest.raises(SystemExit, match=r"best.ckpt is damaged, or no checkpoint of chainrule"):
+            run("sample", f"run={copy}")
+
+
+def test_a_checkpoint_never_executes_anything(trained: Path, run: Run, tmp_path: Path) -> None:
+    class Malicious:
+        def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+            return Path.touch, (tmp_path / "executed",)
+
+    shutil.copytree(trained, tmp_path / "evil")
+    torch.save({"state_dict": Malicious(), "image_shape": [3, 3]}, tmp_path / "evil/checkpoints/best.ckpt")
+    with pytest.raises(SystemExit, match="damaged, or no checkpoint"):
+        run("sample", f"run={tmp_path / 'evil'}")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("words", [["--help"], *[[verb, "--help"] for verb in cli.VERBS]])
+def test_help_is_short_and_names_the_keys(words: list[str], run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        said = run(*words)
+    except SystemExit as stop:  # Hydra leaves by the door
+        assert not stop.code
+        said = capsys.readouterr().out
+    assert said.startswith("chainrule")
+    assert len(said.splitlines()) < 100
+
+
+def test_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    def broken(*_: object) -> None:
+        raise AssertionError("an invariant of ours")
+
+    monkeypatch.setattr("chainrule.experiment.evaluate", broken)
+    with pytest.raises(AssertionError, match="invariant"):
+        run("evaluate", "run=x")
+
+
+def test_the_command_uses_the_checkout_s_own_configuration() -> None:
+    assert cli.CONF == ROOT / "conf"

@@ -1,0 +1,244 @@
+"""What every density must do, for every configuration in conf/model, exactly: 3×3 images, float64."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+import torch
+from hydra.errors import InstantiationException
+from scipy.stats import chisquare
+from zoo import MODELS, ROOT, build, every_image
+
+from chainrule.density import AutoregressiveDensity
+from chainrule.models.tabular import Tabular
+from chainrule.orders import GRID_ORDERS
+
+ORDERS = [*GRID_ORDERS, "spiral", "random-5", [4, 0, 8, 2, 6, 1, 3, 5, 7]]
+
+every_model = pytest.mark.parametrize("name", MODELS)
+in_every_order = pytest.mark.parametrize("order", ORDERS, ids=[str(order) for order in ORDERS])
+
+
+def walk_along(model: AutoregressiveDensity, z: torch.Tensor) -> torch.Tensor:
+    """The logits that ``walk`` yields when it is fed the bits z."""
+    steps = model.walk(len(z))
+    logits = [next(steps).clone()]
+    logits += [steps.send(z[:, t]).clone() for t in range(model.dim - 1)]
+    return torch.stack(logits, 1)
+
+
+def test_every_model_file_has_a_configuration_and_the_other_way_round() -> None:
+    files = {path.stem for path in (ROOT / "src/chainrule/models").glob("*.py")} - {"__init__"}
+    assert files == set(MODELS)
+    assert all(callable(getattr(reference, name)) for name in MODELS)
+
+
+@every_model
+@in_every_order
+def test_probabilities_sum_to_one(name: str, order: str | list[int]) -> None:
+    assert build(name, order=order).log_prob(every_image()).exp().sum().item() == pytest.approx(1, abs=1e-12)
+
+
+@every_model
+@in_every_order
+def test_a_logit_depends_on_earlier_pixels_only_and_on_all_of_them(name: str, order: str | list[int]) -> None:
+    model, x = build(name, order=order), every_image()
+    before = model(x)
+    for t, pixel in enumerate(model.order.tolist()):
+        flipped = x.clone()
+        flipped[:, pixel] = 1 - flipped[:, pixel]
+        changed = (model(flipped) != before)[:, model.order]
+        assert not changed[:, : t + 1].any()
+        assert changed[:, t + 1 :].any(0).all()
+
+
+@every_model
+@in_every_order
+def test_walk_is_conditionals(name: str, order: str | list[int]) -> None:
+    model = build(name, order=order)
+    z = every_image()[:, model.order]
+    torch.testing.assert_close(walk_along(model, z), model.conditionals(z), rtol=1e-12, atol=1e-12)
+
+
+@every_model
+@in_every_order
+def test_drawing_is_one_parallel_threshold_of_its_uniforms(name: str, order: str | list[int]) -> None:
+    model = build(name, order=order)
+    u = torch.rand(500, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    z = model.draw(u)
+    assert torch.equal(z.bool(), u < torch.sigmoid(model.conditionals(z)))
+
+
+@every_model
+def test_the_equations(name: str) -> None:
+    model, logit = build(name), getattr(reference, name)
+    for image in every_image()[::37]:
+        z = image.int().tolist()
+        expected = [logit(model, z, t) for t in range(9)]
+        assert model.conditionals(image[None])[0].tolist() == pytest.approx(expected, abs=1e-12)
+
+
+@every_model
+def test_one_image_alone_is_the_same_image_in_a_batch(name: str) -> None:
+    model, x = build(name), every_image()[:64]
+    alone = torch.cat([model.log_prob(image[None]) for image in x])
+    torch.testing.assert_close(alone, model.log_prob(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("n", "d"), list(itertools.product([(1, 1), (2, 2), (3, 4), (4, 4)], [1, 3, 8])))
+@every_model
+def test_parameters_are_counted_exactly(name: str, n: tuple[int, int], d: int) -> None:
+    pixels = n[0] * n[1]
+    formula = {
+        "tabular": 2**pixels - 1,
+        "fvsbn": pixels * (pixels + 1) // 2,
+        "mlp": d * pixels * (pixels - 1) // 2 + pixels * (2 * d + 1),
+        "nade": pixels * d + d + pixels * d + pixels,
+    }
+    model = build(name, shape=n, hidden=d)
+    assert model.parameter_count == formula[name]
+    assert model.effective_parameter_count == formula[name] - (d if name == "nade" else 0)
+
+
+@every_model
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    model = build(name)
+    model.log_prob(every_image()).sum().backward()
+    without = sum(int((parameter.grad == 0).sum()) for parameter in model.parameters())
+    assert without == model.parameter_count - model.effective_parameter_count
+
+
+@every_model
+def test_gradients_are_those_of_the_likelihood(name: str) -> None:
+    model, x = build(name, shape=(2, 2), hidden=2, block=3), every_image(4)
+    names, values = zip(*((k, p.detach().clone().requires_grad_()) for k, p in model.named_parameters()), strict=True)
+
+    def nll(*parameters: torch.Tensor) -> torch.Tensor:
+        given = {f"model.{name}": parameter for name, parameter in zip(names, parameters, strict=True)}
+        return -torch.func.functional_call(_LogProb(model), given, (x,))
+
+    assert torch.autograd.gradcheck(nll, values)
+
+
+class _LogProb(torch.nn.Module):
+    def __init__(self, model: AutoregressiveDensity) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model.log_prob(x).sum()
+
+
+@every_model
+def test_saved_and_reloaded_with_tensors_only(name: str, tmp_path: Path) -> None:
+    model, other = build(name), build(name, seed=1)
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    assert not torch.equal(other.log_prob(every_image()), model.log_prob(every_image()))
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert torch.equal(other.log_prob(every_image()), model.log_prob(every_image()))
+
+
+@every_model
+def test_the_same_seed_draws_the_same_samples(name: str) -> None:
+    model = build(name)
+    first, again = (model.sample(20, torch.Generator().manual_seed(7)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, model.sample(20, torch.Generator().manual_seed(8)))
+    assert set(first.unique().tolist()) <= {0.0, 1.0}
+
+
+@every_model
+def test_samples_have_the_exact_probabilities(name: str) -> None:
+    model, draws = build(name, order="random-2"), 20_000
+    samples = model.sample(draws, torch.Generator().manual_seed(0))
+    numbers = (samples @ (2.0 ** torch.arange(8, -1, -1, dtype=torch.float64))).long()
+    observed = torch.bincount(numbers, minlength=512).numpy()
+    expected = model.log_prob(every_image()).exp().detach().numpy() * draws
+    rare = expected < 5  # too few for χ²: taken together
+    cells = [np.append(counts[~rare], counts[rare].sum()) for counts in (observed, expected)]
+    cells = [c[:-1] if cells[1][-1] == 0 else c for c in cells]
+    assert chisquare(cells[0], cells[1] * draws / cells[1].sum()).pvalue > 1e-3
+
+
+@every_model
+@in_every_order
+def test_completions_have_the_exact_conditional_probabilities(name: str, order: str | list[int]) -> None:
+    model, draws = build(name, order=order), 4000
+    observed = torch.zeros(9, dtype=torch.bool)
+    observed[model.order[:7]] = True
+    x = every_image()[293]
+    completed = model.complete(x.repeat(draws, 1), observed, torch.Generator().manual_seed(3))
+    assert torch.equal(completed[:, observed], x[observed].repeat(draws, 1))
+    candidates = x.repeat(4, 1)
+    candidates[:, ~observed] = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
+    expected = model.log_prob(candidates).softmax(0).detach()
+    frequency = torch.stack([(completed == c).all(1).double().mean() for c in candidates])
+    deviation = (frequency - expected) / (expected * (1 - expected) / draws).sqrt()
+    assert deviation.abs().max() < 4.5
+
+
+@every_model
+def test_observed_pixels_that_are_no_prefix_are_refused(name: str) -> None:
+    model = build(name)
+    observed = torch.zeros(9, dtype=torch.bool)
+    observed[[0, 2]] = True
+    with pytest.raises(ValueError, match="prefix of the model's order"):
+        model.complete(every_image()[:1], observed)
+
+
+@every_model
+def test_images_of_the_wrong_size_or_not_binary_are_refused(name: str) -> None:
+    model = build(name)
+    with pytest.raises(ValueError, match=r"9 pixels \(3×3\), got 10"):
+        model.log_prob(torch.zeros(2, 10))
+    with pytest.raises(ValueError, match="must be binary"):
+        model.log_prob(torch.full((2, 9), 0.5))
+
+
+@every_model
+def test_integer_and_image_shaped_input(name: str) -> None:
+    model, x = build(name), every_image()[:50]
+    assert torch.equal(model.log_prob(x.to(torch.uint8).view(-1, 3, 3)), model.log_prob(x))
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "tabular"])
+def test_output_biases_start_at_the_log_odds(name: str) -> None:
+    model = build(name, order="random-1")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    x = (torch.rand(400, 9, generator=torch.Generator().manual_seed(0)) < torch.linspace(0, 1, 9)).double()
+    model.initialize(x[:, model.order])
+    ones = x.sum(0)
+    expected = ((ones + 0.5) / (400.5 - ones)).log().clamp(-5, 5)
+    torch.testing.assert_close(model(x[:1])[0], expected)
+
+
+def test_tabular_refuses_what_cannot_fit() -> None:
+    with pytest.raises(ValueError, match=r"n = 784 pixels has 2\^784 − 1 ≈ 10\^236 parameters.*data\.side=4"):
+        Tabular(shape=(28, 28))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.5, 3.0])
+def test_tabular_in_closed_form_counts(smoothing: float) -> None:
+    model = Tabular(shape=(2, 2), smoothing=smoothing, closed_form=True).double().eval()
+    z = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 0], [0, 1, 0, 0], [1, 1, 1, 1]])
+    model.initialize(z)
+    p = torch.sigmoid(model.conditionals(z.double()))
+    share = (2 + smoothing) / (3 + 2 * smoothing)  # of three images that begin with 0, two go on with 1
+    assert p[:3, 1].tolist() == pytest.approx([share] * 3, abs=1e-9)
+    assert p[0, 0].item() == pytest.approx((1 + smoothing) / (4 + 2 * smoothing), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("hidden", 0), ("hidden", -3), ("hidden", 2.5), ("hidden", True), ("block", 0)]
+)
+def test_hyperparameters_out_of_range(key: str, value: object) -> None:
+    with pytest.raises(
+        InstantiationException, match=rf"model\.{key} must be a whole number of at least 1, got {value}"
+    ):
+        build("mlp", **{key: value})

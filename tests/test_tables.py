@@ -1,0 +1,596 @@
+"""Tables are built from hand-made records whose means and errors are worked out here, independently."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import io
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from chainrule import tables
+from chainrule.tables import Published, published_for, published_numbers, tabulate
+
+ROOT = Path(__file__).parents[1]
+STATIC, OTHER = "a1" * 32, "b2" * 32
+
+
+def content(**changes: object) -> dict[str, Any]:
+    """The contents of a result.json, with values changed by their dotted name (dots written as ``__``)."""
+    raw: dict[str, Any] = {
+        "schema": 1,
+        "model": "nade",
+        "kernel": "numba",
+        "order": "raster",
+        "parameters": {"count": 785284, "effective": 784784},
+        "data": {"name": "static", "side": 28, "n": 784, "sha256": {"train": "t", "valid": "v", "test": STATIC}},
+        "seed": 0,
+        "nll": {
+            "train": {"mean": 86.1, "stderr": 0.2, "count": 10000},
+            "valid": {"mean": 88.0, "stderr": 0.2, "count": 10000},
+            "test": {"mean": 88.4, "stderr": 0.25, "count": 10000},
+        },
+        "bits_per_pixel": 0.1627,
+        "best_epoch": 38,
+        "epochs": 40,
+        "seconds": 291.2,
+        "images_per_second": 8123.0,
+        "hardware": {"cpu": "x", "cores": 2, "threads": 2, "gpu": None},
+        "versions": {"torch": "2.15.0"},
+        "git": {"commit": "abc", "dirty": False},
+        "date": "2026-11-24T07:12:03+00:00",
+        "overrides": ["model=nade"],
+        "config": {
+            "paths": {"runs": "somewhere"},
+            "model": {"_target_": "chainrule.models.nade.NADE", "hidden": 500, "kernel": "auto"},
+            "optimizer": {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 0.001, "betas": [0.9, 0.999]},
+            "scheduler": None,
+            "trainer": {"max_epochs": 40, "enable_progress_bar": True},
+        },
+    }
+    for name, value in changes.items():
+        *path, last = name.split("__")
+        place = raw
+        for key in path:
+            place = place.setdefault(key, {})
+        place[last] = value
+    raw["config"]["seed"] = raw["seed"]
+    return raw
+
+
+def write(folder: Path, **changes: object) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("seed: 0\n")
+    (folder / "result.json").write_text(json.dumps(content(**changes)))
+    return folder
+
+
+def write_seeds(top: Path, means: dict[int, float], **changes: object) -> None:
+    for seed, mean in means.items():
+        write(top / f"s{seed}", seed=seed, nll__test__mean=mean, **changes)
+
+
+def rows(top: Path, **options: bool | str) -> list[dict[str, str]]:
+    return list(
+        csv.DictReader(
+            io.StringIO(
+                tabulate(top, "csv", published=options.get("published", True), invalid=bool(options.get("invalid")))
+            )
+        )
+    )
+
+
+def ours(top: Path) -> list[dict[str, str]]:
+    return [row for row in rows(top, published=False) if row["row"] == "run"]
+
+
+# ---- finding and reading ----------------------------------------------------------------------------
+
+
+def test_runs_are_found_at_any_depth_and_once(tmp_path: Path) -> None:
+    run = write(tmp_path / "sweep" / "deep" / "run")
+    (run / "wandb" / "files").mkdir(parents=True)
+    (run / "wandb" / "files" / "config.yaml").write_text("")
+    hydra = tmp_path / "sweep" / ".hydra"
+    hydra.mkdir()
+    (hydra / "config.yaml").write_text("")
+    records, unfinished = tables.find([tmp_path, run, run / "result.json"])
+    assert [r.path for r in records] == [run]
+    assert unfinished == []
+
+
+@pytest.mark.parametrize("form", tables.FORMATS)
+def test_unfinished_runs_are_listed_and_not_counted(tmp_path: Path, form: str) -> None:
+    write(tmp_path / "done")
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "config.yaml").write_text("seed: 0\n")
+    text = tabulate(tmp_path, form, width=100)
+    assert "unfinished" in text
+    assert "killed" in text.replace("\n", "")
+
+
+def test_only_unfinished_runs_still_make_a_list(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    assert "unfinished" in tabulate(tmp_path)
+
+
+def test_nothing_found_and_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no run found"):
+        tabulate(tmp_path)
+    with pytest.raises(ValueError, match="does not exist"):
+        tabulate(tmp_path / "nowhere")
+
+
+def test_unknown_options(tmp_path: Path) -> None:
+    write(tmp_path / "run")
+    with pytest.raises(ValueError, match="unknown format 'pdf': choose one of rich, markdown"):
+        tabulate(tmp_path, "pdf")
+    with pytest.raises(ValueError, match="published must be true, false or all"):
+        tabulate(tmp_path, published="some")
+
+
+def test_a_newer_schema_says_upgrade(tmp_path: Path) -> None:
+    write(tmp_path / "run", schema=2, nll="something else")
+    with pytest.raises(ValueError, match=r"result\.json: has schema 2.*upgrade chainrule"):
+        tabulate(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"nll__test__mean": "88"}, "field nll.test.mean must be a number, got '88'"),
+        ({"nll__test": 3}, "field nll.test.mean is missing"),
+        ({"nll": {}}, "field nll.train.mean is missing"),
+        ({"seed": True}, "field seed must be a whole number, got True"),
+        ({"model": None}, "field model must be a string, got None"),
+        ({"data__sha256": {}}, "field data.sha256.test is missing"),
+        ({"config": []}, "field config must be a mapping"),
+        ({"sampling": {"seconds": 1.0}}, "field sampling.images is missing"),
+    ],
+)
+def test_a_malformed_record_names_file_and_field(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    if change.get("config") == []:
+        run = write(tmp_path / "run")
+        (run / "result.json").write_text(json.dumps({**content(), "config": []}))
+    else:
+        run = write(tmp_path / "run", **change)
+    with pytest.raises(ValueError, match=re.escape(f"{run / 'result.json'}: {message}")):
+        tabulate(tmp_path)
+
+
+@pytest.mark.parametrize("text", [b"{", b"", b"\xff\xfe", b"[]", b"3"])
+def test_a_file_that_is_no_record(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "result.json").write_bytes(text)
+    with pytest.raises(ValueError, match=r"result\.json: (is no valid JSON|field schema is missing)"):
+        tabulate(tmp_path)
+
+
+# ---- grouping and statistics ------------------------------------------------------------------------
+
+
+def test_mean_and_standard_error_over_seeds(tmp_path: Path) -> None:
+    write_seeds(tmp_path, {0: 88.0, 1: 88.3, 2: 89.2})
+    (row,) = ours(tmp_path)
+    # mean 88.5; deviations −0.5, −0.2, 0.7; sample variance 0.78 / 2; error √(0.39 / 3) = √0.13
+    assert float(row["test_nll"]) == pytest.approx(88.5)
+    assert float(row["stderr"]) == pytest.approx(math.sqrt(0.13))
+    assert (row["stderr_over"], row["seeds"]) == ("seeds", "0 1 2")
+    text = tabulate(tmp_path, "markdown")
+    assert "88.50 ± 0.36 | 3 seeds" in text
+
+
+def test_a_single_seed_has_the_error_over_images(tmp_path: Path) -> None:
+    write(tmp_path / "run")
+    (row,) = ours(tmp_path)
+    assert (float(row["test_nll"]), float(row["stderr"]), row["stderr_over"]) == (88.4, 0.25, "images")
+    assert "88.40 ± 0.25 | images" in tabulate(tmp_path, "markdown")
+
+
+def test_the_best_seed_is_selected_by_validation(tmp_path: Path) -> None:
+    for seed, valid, test in [(0, 88.0, 87.0), (1, 87.5, 89.0), (2, 87.9, 88.0)]:
+        write(tmp_path / str(seed), seed=seed, nll__valid__mean=valid, nll__test__mean=test)
+    (row,) = ours(tmp_path)
+    assert (row["best_seed"], float(row["best_seed_test_nll"])) == ("1", 89.0)
+    assert "1: 89.00" in tabulate(tmp_path, "markdown")
+
+
+def test_costs_are_means_over_seeds(tmp_path: Path) -> None:
+    for seed, seconds in enumerate([100.0, 200.0]):
+        sampling = {"images": 1000, "seconds": 2.0 + 2 * seed}
+        write(tmp_path / str(seed), seed=seed, seconds=seconds, images_per_second=seconds * 10, sampling=sampling)
+    (row,) = ours(tmp_path)
+    assert float(row["seconds"]) == pytest.approx(150)
+    assert float(row["images_per_second"]) == pytest.approx(1500)
+    assert float(row["seconds_per_sample"]) == pytest.approx(0.003)
+    assert (row["parameters"], row["effective_parameters"]) == ("785284", "784784")
+
+
+def test_a_seed_run_twice_counts_once_by_its_latest_run(tmp_path: Path) -> None:
+    write(tmp_path / "new", nll__test__mean=88.0, date="2026-11-25T00:00:00+00:00")
+    write(tmp_path / "old", nll__test__mean=99.0, date="2026-11-24T00:00:00+00:00")
+    (row,) = ours(tmp_path)
+    assert (float(row["test_nll"]), row["stderr_over"]) == (88.0, "images")
+    assert re.search(r"left out: .*old, a later run", tabulate(tmp_path, "markdown").replace("\\", ""))
+
+
+def test_different_test_sets_never_meet(tmp_path: Path) -> None:
+    write(tmp_path / "a", seed=0)
+    write(tmp_path / "b", seed=1, data__sha256__test=OTHER)
+    write(tmp_path / "c", seed=2, data__name="dynamic")
+    write(tmp_path / "d", seed=3, data__side=14, data__n=196)
+    assert len(ours(tmp_path)) == 4
+    assert all(row["stderr_over"] == "images" for row in ours(tmp_path))
+    assert len(tables.sections(tables.find(tmp_path)[0])) == 4
+    assert tabulate(tmp_path, "markdown").count("| model |") == 4
+
+
+def test_rows_are_sorted_by_test_nll_and_diverged_runs_come_last(tmp_path: Path) -> None:
+    for k, mean in enumerate([90.0, math.nan, 87.0, math.inf]):
+        write(tmp_path / str(k), nll__test__mean=mean, config__model__hidden=k)
+    assert [row["test_nll"] for row in ours(tmp_path)] == ["87.0", "90.0", "inf", "nan"]
+
+
+def test_infinite_and_finite_seeds_have_no_standard_error(tmp_path: Path) -> None:
+    write_seeds(tmp_path, {0: 88.0, 1: math.inf})
+    (row,) = ours(tmp_path)
+    assert (row["test_nll"], row["stderr"]) == ("inf", "nan")
+
+
+def test_settings_that_differ_become_columns(tmp_path: Path) -> None:
+    write(tmp_path / "a", config__model__hidden=500, seed=0)
+    write(tmp_path / "b", config__model__hidden=100, seed=1, config__paths__runs="elsewhere")
+    write(tmp_path / "c", config__optimizer={"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9}, seed=2)
+    header = tabulate(tmp_path, "markdown", published=False).splitlines()[2]
+    assert re.findall(r"[\w/±. ]+", header.replace(" ", ""))[:4] == ["model", "hidden", "optimizer", "lr"]
+    assert "momentum" not in header  # it follows from the optimizer
+    assert "max" not in header  # the same everywhere
+    assert {row["config.optimizer"] for row in ours(tmp_path)} == {"AdamW", "SGD"}
+
+
+def test_ambiguous_short_names_are_extended(tmp_path: Path) -> None:
+    write(tmp_path / "a", config__optimizer__lr=0.1, config__ema__lr=0.1)
+    write(tmp_path / "b", config__optimizer__lr=0.2, config__ema__lr=0.3)
+    header = tabulate(tmp_path, "markdown", published=False).splitlines()[2]
+    assert "ema.lr" in header
+    assert "optimizer.lr" in header
+
+
+def test_a_setting_only_one_of_two_runs_has_tells_them_apart(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    write(tmp_path / "b", config__trainer__gradient_clip_val=1.0)
+    assert {row["config.trainer.gradient_clip_val"] for row in ours(tmp_path)} == {"", "1"}
+
+
+def test_kernels_are_timed_apart(tmp_path: Path) -> None:
+    write(tmp_path / "a", seed=0)
+    write(tmp_path / "b", seed=1, kernel="torch")
+    assert {row["kernel"] for row in ours(tmp_path)} == {"numba", "torch"}
+
+
+def test_empty_columns_vanish(tmp_path: Path) -> None:
+    write(tmp_path / "a", kernel=None)
+    header = tabulate(tmp_path, "markdown", published=False).splitlines()[2]
+    assert not {"kernel", "ms per sample", "best seed", "kind"} & {h.strip() for h in header.split("|")}
+
+
+def test_missing_seeds_and_mixed_versions_are_said(tmp_path: Path) -> None:
+    write(tmp_path / "a0", seed=0)
+    write(tmp_path / "a1", seed=1, git__commit="fedcba9876")
+    write(tmp_path / "b0", seed=0, model="fvsbn")
+    text = tabulate(tmp_path, "markdown")
+    assert "missing: fvsbn has no seed 1" in text
+    assert "different versions of the code, abc, fedcba98" in text
+
+
+# ---- published numbers in tables --------------------------------------------------------------------
+
+
+def published_in(top: Path, **options: bool | str) -> list[dict[str, str]]:
+    return [row for row in rows(top, **options) if row["row"] == "published"]
+
+
+@pytest.mark.parametrize("data", ["static", "dynamic"])
+@pytest.mark.parametrize("which", [True, "all"])
+def test_published_rows_are_of_the_same_data(tmp_path: Path, data: str, which: bool | str) -> None:
+    write(tmp_path / "a", data__name=data)
+    shown = published_in(tmp_path, published=which, invalid=True)
+    assert {row["data"] for row in shown} == {data}
+    of_that_data = {p.nll for p in published_numbers() if p.data == data}
+    assert {float(row["test_nll"]) for row in shown} <= of_that_data
+
+
+def test_static_and_dynamic_runs_are_not_ranked_together(tmp_path: Path) -> None:
+    write(tmp_path / "s", nll__test__mean=90.0)
+    write(tmp_path / "d", data__name="dynamic", nll__test__mean=80.0)
+    first, second = (part for part in tabulate(tmp_path, "markdown").split("**") if part.lstrip().startswith("|"))
+    assert "80.00" in first
+    assert "90.00" not in first
+    assert "88.33" not in first
+    assert "90.00" in second
+    assert "80.00 ±" not in second
+    assert "88.33" in second
+
+
+@pytest.mark.parametrize(
+    "change", [{"data__name": "seeded"}, {"data__name": "threshold"}, {"data__side": 14, "data__n": 196}]
+)
+def test_other_test_sets_have_no_published_neighbours(tmp_path: Path, change: dict[str, Any]) -> None:
+    write(tmp_path / "a", **change)
+    assert published_in(tmp_path, published="all", invalid=True) == []
+    assert "no published number is on this test set" in tabulate(tmp_path, "markdown")
+
+
+def test_by_default_published_rows_are_exact_valid_and_one_a_model(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    shown = published_in(tmp_path)
+    assert {(row["kind"], row["valid_likelihood"]) for row in shown} == {("exact", "true")}
+    models = [row["model"] for row in shown]
+    assert len(models) == len(set(models))
+    assert {"NADE": "88.33", "MADE": "86.64"}.items() <= {row["model"]: row["test_nll"] for row in shown}.items()
+    assert published_in(tmp_path, published=False) == []
+
+
+def test_bounds_and_estimates_stand_apart(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    kinds = [row["kind"] for row in published_in(tmp_path, published="all")]
+    assert set(kinds) == {"exact", "bound", "estimate"}
+    text = tabulate(tmp_path, "markdown", published="all")
+    assert "≤ 79.78" in text
+    assert "≈ 84.55" in text
+    assert "97.45†" in text
+    assert "† commonly quoted" in text
+    (section,) = tables.sections(tables.find(tmp_path)[0], "all")
+    _, exact, rest = section.blocks
+    assert all(isinstance(p, Published) and p.exact for p in exact)
+    assert not any(isinstance(p, Published) and p.exact for p in rest)
+
+
+def test_invalid_rows_only_on_request_with_the_reason(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    for which in (True, "all"):
+        assert "INVALID" not in tabulate(tmp_path, "csv", published=which)
+        assert "79.3," not in [row["test_nll"] for row in published_in(tmp_path, published=which)]
+    text = tabulate(tmp_path, "markdown", invalid=True)
+    assert "| invalid |" in text
+    assert "not a valid likelihood: NOT A LIKELIHOOD: run.py averages LOGITS" in text.replace("\\", "")
+    (section,) = tables.sections(tables.find(tmp_path)[0], True, True)
+    assert {p.valid for p in section.blocks[-1] if isinstance(p, Published)} == {False}
+
+
+def test_figures_of_validation_images_are_no_test_figures(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    assert "94.5" not in {row["test_nll"] for row in published_in(tmp_path)}
+    assert "exact, validation" in tabulate(tmp_path, "markdown", published="all")
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "nll", "where"),
+    [
+        ("nade", "static", 88.33, "static"),
+        ("nade", "seeded", 88.33, "static"),
+        ("fvsbn", "static", 97.45, "static"),
+        ("fvsbn", "threshold", 97.45, "static"),
+        ("nade", "dynamic", 84.0, "dynamic"),
+        ("made", "static", 86.64, "static"),
+        ("pixelcnn", "static", 81.3, "static"),
+        ("EoNADE", "static", 85.1, "static"),
+    ],
+)
+def test_the_reference_of_a_model(model: str, data: str, nll: float, where: str) -> None:
+    p = published_for(model, data)
+    assert p is not None
+    assert (p.nll, p.data, p.kind, p.valid) == (nll, where, "exact", True)
+    assert (f"a different test set than {data}" in p.protocol) == (data != where)
+    assert ("not re-read" in p.protocol) == (not p.verified)
+
+
+def test_models_nobody_published() -> None:
+    assert published_for("tabular", "static") is None
+    assert published_for("mlp", "seeded") is None
+
+
+def shown(record: tables.Record) -> str:
+    console = Console(file=io.StringIO(), width=200, color_system=None)
+    console.print(tables.summary(record))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_summary_of_a_run(tmp_path: Path) -> None:
+    text = shown(tables.read_record(write(tmp_path / "a", data__name="seeded")))
+    for part in ("88.40 ± 0.25 nats", "0.1627", "785,284 (784,784 effective)", "291 for 40 epochs", "numba"):
+        assert part in text
+    assert re.search(r"published +88\.33 nats \(NADE, Uria et al\., ICML 2014\): static test set", text)
+    assert "exact; a different test set than seeded" in text
+    assert f"seeded 28×28, SHA-256 {STATIC[:12]}" in text
+
+
+def test_a_summary_without_reference_or_kernel() -> None:
+    raw = content(kernel=None, data__side=14, data__n=196, parameters={"count": 7, "effective": 7})
+    text = shown(tables.parse(raw))
+    assert "published" not in text
+    assert "kernel" not in text
+    assert "effective" not in text
+
+
+# ---- formats ----------------------------------------------------------------------------------------
+
+NASTY = r'a|b_c & 100% <i>"x", [/red] \end{x} $#^~ ø ∑'
+
+
+@pytest.fixture
+def nasty(tmp_path: Path) -> Path:
+    write(tmp_path / "a_b%", config__model__note=NASTY)
+    write(tmp_path / "b", config__model__note="=plain", seed=1)
+    (tmp_path / "left_over & <more>").mkdir()
+    (tmp_path / "left_over & <more>" / "config.yaml").write_text("")
+    return tmp_path
+
+
+def test_csv_reads_back(nasty: Path) -> None:
+    parsed = rows(nasty, published="all", invalid=True)
+    assert {row["config.model.note"] for row in parsed if row["row"] == "run"} == {NASTY, "=plain"}
+    assert [row["run"] for row in parsed if row["row"] == "unfinished"] == [str(nasty / "left_over & <more>")]
+    assert all(None not in row and None not in row.values() for row in parsed)
+
+
+def test_markdown_has_as_many_cells_in_every_row(nasty: Path) -> None:
+    text = tabulate(nasty, "markdown", published="all", invalid=True)
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(re.split(r"(?<!\\)\|", line)) for line in lines}) == 1
+    assert "<i>" not in text
+    assert r"a\|b\_c &amp; 100%" in text
+
+
+class Balance(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.cells: list[int] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.open.append(tag)
+        if tag == "tr":
+            self.cells.append(0)
+        if tag in ("td", "th"):
+            self.cells[-1] += 1
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_html_is_balanced_and_escaped(nasty: Path) -> None:
+    parser = Balance()
+    parser.feed(tabulate(nasty, "html", published="all", invalid=True))
+    parser.close()
+    assert parser.open == []
+    assert len(set(parser.cells)) == 1
+    assert NASTY in parser.text
+    assert "left_over & <more>" in parser.text
+
+
+def check_latex(text: str) -> None:
+    """Balanced braces and environments, no bare special character, as many cells in every row."""
+    code = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
+    assert code.isascii()
+    bare = re.sub(r"\\[\\{}&%$#_]", "", code)
+    depth = 0
+    for c in bare:
+        depth += {"{": 1, "}": -1}.get(c, 0)
+        assert depth >= 0
+    assert depth == 0
+    assert re.findall(r"\\begin\{(\w+)\}", code) == re.findall(r"\\end\{(\w+)\}", code)[::-1]
+    assert not set("%#_~") & set(bare)
+    assert bare.count("$") % 2 == 0
+    spec = re.search(r"\\begin\{tabular\}\{([lr]+)\}", code)
+    assert spec is not None
+    for line in code.splitlines():
+        if line.endswith(r"\\"):
+            assert len(re.split(r"(?<!\\)&", line)) == len(spec[1])
+
+
+def test_latex_is_well_formed(nasty: Path) -> None:
+    check_latex(tabulate(nasty, "latex", published="all", invalid=True))
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here; its syntax is checked above")
+def test_latex_compiles(nasty: Path) -> None:
+    document = r"\documentclass{article}\usepackage{booktabs}\begin{document}%s\end{document}"
+    (nasty / "t.tex").write_text(document % tabulate(nasty, "latex", published="all", invalid=True))
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+    done = subprocess.run(command, cwd=nasty, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140, 250])
+def test_a_console_gets_whole_cells_and_is_told_what_does_not_fit(tmp_path: Path, width: int) -> None:
+    write_seeds(tmp_path / "a", {0: 88.0, 1: 88.3}, sampling={"images": 1000, "seconds": 4.2})
+    write(tmp_path / "b", config__model__hidden=100, config__optimizer__lr=0.01, nll__test__mean=90.0)
+    text = tabulate(tmp_path, width=width)
+    assert max(map(len, text.splitlines())) <= width
+    if width >= 100:
+        assert {"88.15 ± 0.15", "785,284", "2 seeds"} <= set(re.split(r" {2,}|\n ?", text))
+    hidden = " ".join(re.findall(r"not shown at this width: (.*(?:\n.*?)?)\n \(1\)", text))
+    cells = {"kernel": "numba", "seconds": "291", "images/s": "8,123", "ms per sample": "4.20", "best seed": "0: 88.00"}
+    for header, cell in cells.items():
+        assert (cell in text) != (header in hidden)
+    assert "\x1b" not in text
+
+
+def test_console_markup_in_settings_is_text(nasty: Path) -> None:
+    assert "[/red]" in tabulate(nasty, width=250)
+
+
+# ---- files ------------------------------------------------------------------------------------------
+
+REQUIRED = {"model": str, "variant": str, "family": str, "data": str, "nll": float, "kind": str, "verified": bool}
+CITED = {"cite": str, "paper": str}
+OPTIONAL = {"source": str, "split": str, "error_bar": str, "params": str, "training": str, "notes": str}
+VALUES: dict[str, set[object]] = {
+    "data": {"static", "dynamic", "unknown"},
+    "kind": {"exact", "upper_bound", "estimate"},
+    "split": {"test", "validation"},
+    "valid_likelihood": {True, False, "doubtful"},
+}
+
+
+def published_rows() -> list[dict[str, Any]]:
+    loaded = yaml.safe_load(Path(tables.__file__).with_name("published.yaml").read_text(encoding="utf-8"))
+    assert isinstance(loaded, list)
+    return loaded
+
+
+def test_published_yaml_follows_its_schema() -> None:
+    for row in published_rows():
+        types = REQUIRED | CITED | OPTIONAL
+        assert set(row) >= set(REQUIRED | CITED), row
+        assert set(row) <= set(types) | {"valid_likelihood"}, row
+        assert all(type(row[key]) is types[key] for key in row if key in types), row
+        assert all(row[key] in allowed for key, allowed in VALUES.items() if key in row), row
+        assert 50 < row["nll"] < 300, row
+        assert row["model"].strip()
+        assert row["cite"].strip()
+        assert len(row["cite"]) < 50
+
+
+def test_published_yaml_gives_reasons_and_sources() -> None:
+    for row in published_rows():
+        if row.get("valid_likelihood", True) is not True:
+            assert len(row.get("notes", "")) > 20, row
+        if row["verified"]:
+            assert row.get("source") or row["paper"].count("/") == 1 or row["kind"] != "exact", row
+
+
+def test_published_yaml_has_no_row_twice() -> None:
+    keys = [(r["model"], r["variant"], r["data"], r["cite"]) for r in published_rows()]
+    assert len(keys) == len(set(keys))
+
+
+def test_tabulate_yaml_has_the_arguments_of_tabulate() -> None:
+    config = yaml.safe_load((ROOT / "conf" / "tabulate.yaml").read_text(encoding="utf-8"))
+    arguments = inspect.signature(tabulate).parameters
+    keys = set(config) - {"defaults", "hydra"}
+    assert keys == {"runs", "format", "published", "invalid"}
+    assert keys <= set(arguments)
+    assert config["runs"] == "???"
+    assert all(config[key] == arguments[key].default for key in keys - {"runs"})
+
+
+def test_tables_need_no_torch() -> None:
+    code = "import sys, chainrule.tables; assert not {'torch', 'lightning', 'hydra'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(ROOT / "src")})
