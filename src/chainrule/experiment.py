@@ -7,6 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,17 +163,12 @@ def _accelerator(name: str) -> str:
 
 
 def _callbacks(cfg: DictConfig, run: RunDir) -> list[Callback]:
-    checkpoint = ModelCheckpoint(
-        dirpath=run.checkpoints,
-        filename="best",
-        monitor="val/nll",
-        mode="min",
-        save_last=True,
-        enable_version_counter=False,
-    )
+    # Two savers, since one with save_last writes last.ckpt only when there is a new best.
+    saver = partial(ModelCheckpoint, dirpath=run.checkpoints, enable_version_counter=False)
+    savers = [saver(filename="best", monitor="val/nll", mode="min"), saver(filename="last")]
     chosen = [instantiate(callback, _convert_="all") for callback in cfg.callbacks.values()]
     bar = [ProgressBar(refresh_rate=25)] if cfg.trainer.enable_progress_bar else []
-    return [*chosen, *bar, checkpoint]
+    return [*chosen, *bar, *savers]
 
 
 def _loggers(cfg: DictConfig, run: RunDir) -> list[Logger]:
