@@ -7,11 +7,21 @@ from __future__ import annotations
 
 from math import exp
 
+from chainrule.causal import CausalLinear
 from chainrule.density import AutoregressiveDensity
 
 
 def sigma(a: float) -> float:
     return 1 / (1 + exp(-a))
+
+
+def causal(layer: CausalLinear, t: int, j: int) -> list[float]:
+    """The weights of step t on pixel j < t, found where the layer keeps them."""
+    k = next(k for k, (start, stop) in enumerate(layer.blocks) if start <= t < stop)
+    start, i = layer.blocks[k][0], t - layer.blocks[k][0]
+    if j < start:
+        return layer.past[k - 1][i, :, j].tolist()
+    return layer.within[k][i * (i - 1) // 2 + j - start].tolist()
 
 
 def tabular(model: AutoregressiveDensity, z: list[int], t: int) -> float:
@@ -22,26 +32,15 @@ def tabular(model: AutoregressiveDensity, z: list[int], t: int) -> float:
 
 
 def fvsbn(model: AutoregressiveDensity, z: list[int], t: int) -> float:
-    """α₀⁽ᵗ⁾ + Σ_{j<t} α_j⁽ᵗ⁾ x_j; row t of the packed triangle ends with α₀."""
-    alpha = model.alpha.tolist()
-    row = t * (t + 1) // 2
-    return alpha[row + t] + sum(alpha[row + j] * z[j] for j in range(t))
+    """α₀⁽ᵗ⁾ + Σ_{j<t} α_j⁽ᵗ⁾ x_j."""
+    return model.alpha0.tolist()[t] + sum(causal(model.alpha, t, j)[0] * z[j] for j in range(t))
 
 
 def mlp(model: AutoregressiveDensity, z: list[int], t: int) -> float:
-    """α·σ(A x + c) + b with the pixel's own A; A is kept in a dense and a triangular part."""
-    k = next(k for k, (start, stop) in enumerate(model.blocks) if start <= t < stop)
-    start, i = model.blocks[k][0], t - model.blocks[k][0]
+    """α⁽ᵗ⁾·σ(A_t x + c_t) + b_t, with the pixel's own A, c and α."""
     alpha, c, logit = model.alpha[t].tolist(), model.c[t].tolist(), model.b.tolist()[t]
-    past = model.past[k - 1][i].tolist() if k else []
-    within = model.within[k].tolist()[i * (i - 1) // 2 :] if i else []
     for unit in range(len(c)):
-        a = c[unit]
-        for j in range(start):
-            a += past[unit][j] * z[j]
-        for j in range(i):
-            a += within[j][unit] * z[start + j]
-        logit += alpha[unit] * sigma(a)
+        logit += alpha[unit] * sigma(c[unit] + sum(causal(model.A, t, j)[unit] * z[j] for j in range(t)))
     return logit
 
 

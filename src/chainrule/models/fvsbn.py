@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chainrule.density import AutoregressiveDensity, log_odds
+from chainrule.causal import CausalLinear
+from chainrule.density import AutoregressiveDensity, log_odds, positive
+from chainrule.kernels.nade import compiled_walks
 
 
 class FVSBN(AutoregressiveDensity):
@@ -18,46 +19,38 @@ class FVSBN(AutoregressiveDensity):
 
     Neal, *Connectionist learning of belief networks* (1992); Frey, Hinton & Dayan (1996).
 
-    Parameters: n(n+1)/2, the lower triangle of an (n, n) matrix stored row after row: row t holds
-    :math:`\alpha_1^{(t)} … \alpha_{t-1}^{(t)}` and, on the diagonal, :math:`\alpha_0^{(t)}`. The
-    :math:`\alpha_0` start at the training pixels' log-odds, the rest at 0.
+    Parameters: n(n+1)/2. The :math:`\alpha_0` start at the training pixels' log-odds, the rest at 0.
 
-    Cost: one (B, n) × (n, n) product for all conditionals; a sample adds one column a step, so it costs
-    as much as one likelihood.
+    Cost: n²/2 multiply-adds an image. A sample adds one column a step, so it costs as much as one likelihood.
 
     Args:
         shape: (height, width).
         order: see :func:`chainrule.orders.permutation`.
+        block: steps computed together; changes the speed, not the model.
     """
 
-    lower: Tensor
-
-    def __init__(self, *, shape: Sequence[int], order: str | Sequence[int] = "raster") -> None:
+    def __init__(self, *, shape: Sequence[int], order: str | Sequence[int] = "raster", block: int = 112) -> None:
         super().__init__(shape=shape, order=order)
-        n = self.dim
-        rows, columns = torch.tril_indices(n, n)
-        self.register_buffer("lower", rows * n + columns, persistent=False)
-        self.alpha = nn.Parameter(torch.zeros(n * (n + 1) // 2))
-
-    def matrix(self) -> Tensor:
-        """The (n, n) matrix with rows α⁽ᵗ⁾: weights below the diagonal, α₀ on it, 0 above."""
-        n = self.dim
-        return self.alpha.new_zeros(n * n).index_copy(0, self.lower, self.alpha).view(n, n)
+        self.alpha0 = nn.Parameter(torch.zeros(self.dim))
+        self.alpha = CausalLinear(self.dim, 1, block=positive("model.block", block), scale=0.0)
 
     def conditionals(self, z: Tensor) -> Tensor:
-        A = self.matrix()
-        return F.linear(z, A.tril(-1), A.diagonal())
+        weighted: Tensor = self.alpha(z)
+        return self.alpha0 + weighted.squeeze(2)
 
     @torch.no_grad()
     def walk(self, batch: int) -> Generator[Tensor, Tensor, None]:
-        A = self.matrix()
-        logits = A.diagonal().repeat(batch, 1)
+        steps = self.alpha.walk(batch)
+        a = next(steps)
         for t in range(self.dim):
-            z_t = yield logits[:, t]
-            logits[:, t + 1 :] += torch.outer(z_t, A[t + 1 :, t])
+            z_t = yield self.alpha0[t] + a.squeeze(1)
+            a = steps.send(z_t) if t + 1 < self.dim else a
+
+    @torch.no_grad()
+    def draw(self, u: Tensor) -> Tensor:
+        walks = compiled_walks(u, self.alpha0)
+        return walks.linear(u, self.alpha, self.alpha0) if walks else super().draw(u)
 
     @torch.no_grad()
     def initialize(self, z: Tensor) -> None:
-        n = self.dim
-        diagonal = torch.arange(1, n + 1, device=self.alpha.device).cumsum(0) - 1
-        self.alpha[diagonal] = log_odds(z).to(self.alpha)
+        self.alpha0.copy_(log_odds(z))

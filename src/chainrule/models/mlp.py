@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from chainrule.causal import CausalLinear
 from chainrule.density import AutoregressiveDensity, log_odds, positive
+from chainrule.kernels.nade import compiled_walks
 
 
 class MLP(AutoregressiveDensity):
@@ -20,18 +21,16 @@ class MLP(AutoregressiveDensity):
     Bengio & Bengio, *Modeling high-dimensional discrete data with multi-layer neural networks*, NIPS 1999
     (there with shared hidden units).
 
-    Parameters: d·n(n−1)/2 + n(2d+1). The steps are cut into blocks. Seen by a block, the pixels before it
-    are one dense matrix (``past``) and the pixels inside it a triangle (``within``), of which only the real
-    entries are stored. The biases b start at the training pixels' log-odds.
+    Parameters: d·n(n−1)/2 + n(2d+1). The biases b start at the training pixels' log-odds.
 
-    Cost: n²d/2 multiply-adds an image in n / ``block`` matrix products, but for the triangles that are computed as
-    squares. A sample does the same products, a block's past once when the block begins.
+    Cost: n²d/2 multiply-adds an image, as a few large products; a sample does the same products, one
+    pixel's part of them at a time.
 
     Args:
         shape: (height, width).
         hidden: d, the hidden units of each pixel's network.
         order: see :func:`chainrule.orders.permutation`.
-        block: steps per block; changes the speed, not the model.
+        block: steps computed together; changes the speed, not the model.
         init_scale: standard deviation of the initial weights.
     """
 
@@ -46,51 +45,27 @@ class MLP(AutoregressiveDensity):
     ) -> None:
         super().__init__(shape=shape, order=order)
         n, d = self.dim, positive("model.hidden", hidden)
-        block = positive("model.block", block)
-        self.blocks = [(start, min(start + block, n)) for start in range(0, n, block)]
-        # past[k]: (m, d, start), A_t's columns before the block for its m steps t
-        self.past = nn.ParameterList(torch.randn(e - s, d, s) * init_scale for s, e in self.blocks[1:])
-        # within[k]: (m(m−1)/2, d), A_t's columns inside the block, one step's after the other's
-        self.within = nn.ParameterList(
-            torch.randn((e - s) * (e - s - 1) // 2, d) * init_scale for s, e in self.blocks if e - s > 1
-        )
+        self.A = CausalLinear(n, d, block=positive("model.block", block), scale=init_scale)
         self.c = nn.Parameter(torch.zeros(n, d))
         self.alpha = nn.Parameter(torch.randn(n, d) * init_scale)
         self.b = nn.Parameter(torch.zeros(n))
 
-    def _within(self, k: int) -> Tensor:
-        """The triangle of block k as the square it is computed with: (m, d, m), 0 from the diagonal on."""
-        start, stop = self.blocks[k]
-        m, d = stop - start, self.c.shape[1]
-        square = self.c.new_zeros(m * m, d)
-        if m > 1:
-            rows, columns = torch.tril_indices(m, m, -1, device=square.device)
-            square = square.index_copy(0, rows * m + columns, self.within[k].to(square))
-        return square.view(m, m, d).transpose(1, 2)
-
-    def _before(self, k: int, z: Tensor) -> Tensor:
-        """What the pixels before block k add to its activations: (B, n) → (B, m, d)."""
-        (start, stop), d = self.blocks[k], self.c.shape[1]
-        if k == 0:
-            return self.c[:stop].expand(len(z), -1, -1)
-        return F.linear(z[:, :start], self.past[k - 1].flatten(0, 1)).view(-1, stop - start, d) + self.c[start:stop]
-
     def conditionals(self, z: Tensor) -> Tensor:
-        logits = []
-        for k, (start, stop) in enumerate(self.blocks):
-            inside = F.linear(z[:, start:stop], self._within(k).flatten(0, 1))
-            h = torch.sigmoid(self._before(k, z) + inside.view(len(z), stop - start, -1))
-            logits.append((h * self.alpha[start:stop]).sum(2))
-        return torch.cat(logits, 1) + self.b
+        h = torch.sigmoid(self.A(z) + self.c)
+        return (self.alpha * h).sum(2) + self.b
 
     @torch.no_grad()
     def walk(self, batch: int) -> Generator[Tensor, Tensor, None]:
-        z = self.b.new_zeros(batch, self.dim)
-        for k, (start, stop) in enumerate(self.blocks):
-            a, within = self._before(k, z).clone(), self._within(k)
-            for i, t in enumerate(range(start, stop)):
-                z[:, t] = yield torch.sigmoid(a[:, i]) @ self.alpha[t] + self.b[t]
-                a[:, i + 1 :] += z[:, t, None, None] * within[i + 1 :, :, i]
+        steps = self.A.walk(batch)
+        a = next(steps)
+        for t in range(self.dim):
+            z_t = yield torch.sigmoid(a + self.c[t]) @ self.alpha[t] + self.b[t]
+            a = steps.send(z_t) if t + 1 < self.dim else a
+
+    @torch.no_grad()
+    def draw(self, u: Tensor) -> Tensor:
+        walks = compiled_walks(u, self.b)
+        return walks.hidden(u, self.A, self.c, self.alpha, self.b) if walks else super().draw(u)
 
     @torch.no_grad()
     def initialize(self, z: Tensor) -> None:
