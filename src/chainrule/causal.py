@@ -44,22 +44,22 @@ class CausalLinear(nn.Module):
         n = self.blocks[-1][1]
         z = next(self.parameters()).new_zeros(batch, n)
         for k, (start, stop) in enumerate(self.blocks):
-            a, square = self._before(k, z), self._square(k)
+            a, square = self.before(k, z), self._square(k)
             for i, t in enumerate(range(start, stop)):
                 z[:, t] = yield a[:, i]
                 a[:, i + 1 :] += z[:, t, None, None] * square[i + 1 :, :, i]
 
     def _block(self, k: int, z: Tensor) -> Tensor:
         start, stop = self.blocks[k]
-        inside = F.linear(z[:, start:stop], self._square(k).flatten(0, 1)).view(len(z), -1, self.d)
-        return inside + self._before(k, z) if k else inside
+        inside = F.linear(z[:, start:stop], self._square(k).flatten(0, 1)).view(len(z), stop - start, self.d)
+        return inside + self.before(k, z) if k else inside
 
-    def _before(self, k: int, z: Tensor) -> Tensor:
+    def before(self, k: int, z: Tensor) -> Tensor:
         """What the pixels before block k add to its outputs: (B, n) → (B, m, d)."""
         start, stop = self.blocks[k]
         if not k:
             return z.new_zeros(len(z), stop, self.d)
-        return F.linear(z[:, :start], self.past[k - 1].flatten(0, 1)).view(len(z), -1, self.d)
+        return F.linear(z[:, :start], self.past[k - 1].flatten(0, 1)).view(len(z), stop - start, self.d)
 
     def _square(self, k: int) -> Tensor:
         """The triangle of block k as the square it is multiplied as: (m, d, m), 0 from the diagonal on."""

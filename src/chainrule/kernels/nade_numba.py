@@ -1,3 +1,4 @@
+# ruff: noqa: ANN401, PLR0917
 """NADE on a CPU in float32: likelihood, gradients and sampling as compiled loops over *distinct* hidden states.
 
     a_t = c + Σ_{j<t} z_j W[j],   h_t = σ(a_t),   logit_t = b_t + V[t]·h_t
@@ -11,13 +12,13 @@ to keep them fed:
   and every image of a group uses them before the next few come.
 * Gradients are shared out by hidden units, which know nothing of each other once the logits' gradients are
   there: 64 of them at a time, so that their share of W, V and both gradients stays in the second-level cache, and the
-  rows of a few steps in the first. No two threads add into one number, so the sums have one order.
+  rows of a few steps in the first. No two threads add into one number, so the sums have one order. Images are
+  shared out as well only where there are fewer such blocks than threads.
 * σ is a rational function of its clamped argument: no exponential, and the same few operations for every lane.
 
 numba has no vector type, and LLVM does not find these loops' vectors by itself (it keeps the running sums of a run in
-memory); so the first part of this file defines one, ``Lanes``, of 64 float32, which LLVM lays out in the registers
-that the machine has. Threads are Python's own: a compiled loop releases the interpreter, several callers
-may run at once, a forked child starts its own, and torch's number of threads is the limit.
+memory, at three times the cost); so the first part of this file defines one, ``Lanes``, of 64 float32, which LLVM lays
+out in the registers that the machine has.
 """
 
 from __future__ import annotations
@@ -25,15 +26,13 @@ from __future__ import annotations
 import operator
 import os
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
 import torch
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
@@ -53,6 +52,11 @@ REORDERED = ("reassoc", "contract", "nsz")  # inf and nan keep their meaning
 # ---- a vector type for numba --------------------------------------------------------------------------
 
 
+primitive: Any = intrinsic  # its annotations are those of what it is given, not of what it makes
+tools: Any = cgutils
+config: Any = numba.config
+
+
 class LanesType(types.Type):
     def __init__(self) -> None:
         super().__init__(name=f"Lanes({LANES})")
@@ -63,77 +67,69 @@ lanes = LanesType()
 
 @register_model(LanesType)
 class LanesModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, kind: Any) -> None:  # noqa: ANN401
-        super().__init__(manager, kind, VECTOR)
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, VECTOR)  # type: ignore[no-untyped-call]
 
 
-@intrinsic
-def load(typing: Any, array: Any, row: Any) -> Any:  # noqa: ANN401
+@primitive
+def load(typing: Any, array: Any, row: Any) -> Any:
     """Row of an array (·, LANES)."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
-        zero = ir.Constant(I64, 0)
-        return builder.load(_place(context, builder, signature, args[0], args[1], zero), align=4)
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(_row(context, builder, signature, args), align=4)
 
     return lanes(array, types.intp), code
 
 
-@intrinsic
-def store(typing: Any, array: Any, row: Any, x: Any) -> Any:  # noqa: ANN401
+@primitive
+def store(typing: Any, array: Any, row: Any, x: Any) -> Any:
     """Sets a row of an array (·, LANES)."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
-        zero = ir.Constant(I64, 0)
-        builder.store(args[2], _place(context, builder, signature, args[0], args[1], zero), align=4)
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[2], _row(context, builder, signature, args), align=4)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, lanes), code
 
 
-@intrinsic
-def load_part(typing: Any, array: Any, row: Any, column: Any) -> Any:  # noqa: ANN401
-    """Row of an array (·, d) from a column on; 0 beyond its end."""
+@primitive
+def load_part(typing: Any, array: Any, row: Any, column: Any) -> Any:
+    """Row of an array (·, d) from a column on, 0 beyond its end."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         place, inside = _part(context, builder, signature, args)
-        mask = ir.VectorType(ir.IntType(1), LANES)
-        kind = ir.FunctionType(VECTOR, [VECTOR.as_pointer(), I32, mask, VECTOR])
-        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.load.v{LANES}f32.p0")
-        return builder.call(function, [place, ir.Constant(I32, 4), inside, ir.Constant(VECTOR, None)])
+        return _call(builder, "masked.load", VECTOR, place, ir.Constant(I32, 4), inside, ir.Constant(VECTOR, None))
 
     return lanes(array, types.intp, types.intp), code
 
 
-@intrinsic
-def store_part(typing: Any, array: Any, row: Any, column: Any, x: Any) -> Any:  # noqa: ANN401
+@primitive
+def store_part(typing: Any, array: Any, row: Any, column: Any, x: Any) -> Any:
     """Sets a row of an array (·, d) from a column on, up to its end."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         place, inside = _part(context, builder, signature, args)
-        mask = ir.VectorType(ir.IntType(1), LANES)
-        kind = ir.FunctionType(ir.VoidType(), [VECTOR, VECTOR.as_pointer(), I32, mask])
-        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.store.v{LANES}f32.p0")
-        builder.call(function, [args[3], place, ir.Constant(I32, 4), inside])
+        _call(builder, "masked.store", ir.VoidType(), args[3], place, ir.Constant(I32, 4), inside)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp, lanes), code
 
 
-@intrinsic
-def splat(typing: Any, x: Any) -> Any:  # noqa: ANN401
+@primitive
+def splat(typing: Any, x: Any) -> Any:
     """The same number in every lane."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _splat(builder, args[0])
 
     return lanes(types.float32), code
 
 
-@intrinsic
-def clamp(typing: Any, x: Any, limit: Any) -> Any:  # noqa: ANN401
-    """Each lane cut off at ± the limit."""
+@primitive
+def clamp(typing: Any, x: Any, limit: Any) -> Any:
+    """Each lane, but no further from 0 than the limit."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         high, low = _splat(builder, args[1]), _splat(builder, builder.fneg(args[1]))
         x = builder.select(builder.fcmp_ordered("<", args[0], high), args[0], high)
         return builder.select(builder.fcmp_ordered(">", x, low), x, low)
@@ -141,124 +137,158 @@ def clamp(typing: Any, x: Any, limit: Any) -> Any:  # noqa: ANN401
     return lanes(lanes, types.float32), code
 
 
-@intrinsic
-def total(typing: Any, x: Any) -> Any:  # noqa: ANN401
+@primitive
+def total(typing: Any, x: Any) -> Any:
     """The sum of the lanes."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
-        kind = ir.FunctionType(F32, [F32, VECTOR])
-        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
-        return builder.call(function, [ir.Constant(F32, 0.0), args[0]], fastmath=REORDERED)
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _call(builder, "vector.reduce.fadd", F32, ir.Constant(F32, 0.0), args[0], fastmath=REORDERED)
 
     return types.float32(lanes), code
 
 
-def _place(context: Any, builder: Any, signature: Any, array: Any, row: Any, column: Any) -> Any:  # noqa: ANN401
-    """Pointer to the lanes of a C-contiguous array that start at (row, column)."""
-    struct = context.make_array(signature.args[0])(context, builder, array)
-    width = cgutils.unpack_tuple(builder, struct.shape)[1]
-    start = builder.gep(struct.data, [builder.add(builder.mul(row, width), column)])
+@primitive
+def take(typing: Any, counter: Any) -> Any:
+    """The next number of a counter (1,) int64 that threads share."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        return builder.atomic_rmw("add", array.data, ir.Constant(I64, 1), "monotonic")
+
+    return types.int64(counter), code
+
+
+def _row(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    """Pointer to a row of an array (·, LANES)."""
+    array = context.make_array(signature.args[0])(context, builder, args[0])
+    start = builder.gep(array.data, [builder.mul(args[1], ir.Constant(I64, LANES))])
     return builder.bitcast(start, VECTOR.as_pointer())
 
 
-def _part(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
-    """Pointer as above, and which lanes lie inside the row."""
-    array, row, column = args[:3]
-    struct = context.make_array(signature.args[0])(context, builder, array)
-    width = cgutils.unpack_tuple(builder, struct.shape)[1]
-    left = _splat(builder, builder.trunc(builder.sub(width, column), I32))
+def _part(context: Any, builder: Any, signature: Any, args: Any) -> tuple[Any, Any]:
+    """Pointer into an array (·, d), at a row and a column, and which lanes lie inside that row."""
+    array = context.make_array(signature.args[0])(context, builder, args[0])
+    width = tools.unpack_tuple(builder, array.shape)[1]
+    start = builder.gep(array.data, [builder.add(builder.mul(args[1], width), args[2])])
+    left = _splat(builder, builder.trunc(builder.sub(width, args[2]), I32))
     numbers = ir.Constant(ir.VectorType(I32, LANES), list(range(LANES)))
-    return _place(context, builder, signature, array, row, column), builder.icmp_signed("<", numbers, left)
+    return builder.bitcast(start, VECTOR.as_pointer()), builder.icmp_signed("<", numbers, left)
 
 
-def _splat(builder: Any, x: Any) -> Any:  # noqa: ANN401
-    undefined = ir.Constant(ir.VectorType(x.type, LANES), ir.Undefined)
-    one = builder.insert_element(undefined, x, ir.Constant(I32, 0))
-    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(I32, LANES), None))
+def _splat(builder: Any, x: Any) -> Any:
+    empty = ir.Constant(ir.VectorType(x.type, LANES), ir.Undefined)
+    first = builder.insert_element(empty, x, ir.Constant(I32, 0))
+    return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(I32, LANES), None))
+
+
+def _call(builder: Any, name: str, result: Any, *args: Any, fastmath: tuple[str, ...] = ()) -> Any:
+    """One of LLVM's own functions on vectors; its full name ends with its types."""
+    name = f"llvm.{name}.v{LANES}f32" + ".p0" * name.startswith("masked")
+    kind = ir.FunctionType(result, [x.type for x in args])
+    return builder.call(tools.get_or_insert_function(builder.module, kind, name), args, fastmath=fastmath)
 
 
 def _arithmetic(sign: Callable[..., Any], instruction: str) -> None:
-    """Makes x ``sign`` y work where one of them is lanes and the other lanes or a float32."""
+    """Defines ``x sign y`` for lanes and lanes, and for lanes and a float32."""
 
-    @intrinsic
-    def apply(typing: Any, x: Any, y: Any) -> Any:  # noqa: ANN401
-        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
+    @primitive
+    def apply(typing: Any, x: Any, y: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             x, y = (v if v.type == VECTOR else _splat(builder, v) for v in args)
             return getattr(builder, instruction)(x, y, flags=REORDERED)
 
         return lanes(*(kind if kind == lanes else types.float32 for kind in (x, y))), code
 
     @overload(sign)
-    def typed(x: Any, y: Any) -> Any:  # noqa: ANN401
-        return (lambda x, y: apply(x, y)) if lanes in (x, y) else None
+    def typed(x: Any, y: Any) -> Any:
+        def called(x: Any, y: Any) -> Any:
+            return apply(x, y)
+
+        return called if lanes in (x, y) else None
 
 
-for _sign, _instruction in (
-    (operator.add, "fadd"),
-    (operator.sub, "fsub"),
-    (operator.mul, "fmul"),
-    (operator.truediv, "fdiv"),
-):
-    _arithmetic(_sign, _instruction)
+_arithmetic(operator.add, "fadd")
+_arithmetic(operator.sub, "fsub")
+_arithmetic(operator.mul, "fmul")
+_arithmetic(operator.truediv, "fdiv")
 
 
 # ---- compiling and sharing out ------------------------------------------------------------------------
 
 
-def compiled(function: Callable[..., Any]) -> Any:  # noqa: ANN401
+def compiled(function: Callable[..., Any], **options: bool) -> Any:
     """numba's compiler, on first call; where no folder for its cache can be written, without a cache."""
-    options = {"nogil": True, "error_model": "numpy", "fastmath": set(REORDERED)}
+    given: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": set(REORDERED)} | options
     try:
-        return numba.njit(cache=True, **options)(function)
+        return numba.njit(cache=True, **given)(function)
     except RuntimeError:
-        return numba.njit(**options)(function)
+        return numba.njit(**given)(function)
 
 
-@cache
-def _pool(workers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, thread_name_prefix="chainrule")
+def team(function: Callable[..., Any]) -> Any:
+    """The same for a loop over threads."""
+    return compiled(function, parallel=True)
 
 
+class Threads:
+    """Runs compiled loops on as many threads as torch would take, one call at a time.
+
+    OpenMP's threads stay awake between calls that follow each other, as torch's do, so they start at once. They do not
+    survive a fork: the child of a process that has started them computes on one thread.
+    """
+
+    def __init__(self) -> None:
+        self.process = 0  # the one that started OpenMP's threads
+        self.scratch = torch.empty(0, device="cpu")
+        self.free = threading.Lock()  # for the scratch memory, and since numba's last resort takes one caller only
+
+    def run(self, loop: Any, loops: Any, tasks: int, rows: int, *arguments: Any) -> None:
+        """``loop(counter, scratch, *arguments)`` on one thread, or ``loops`` with a scratch for each of several.
+
+        A loop counts tasks off with :func:`take`, so a thread that is held up gets fewer. Its scratch is (rows, LANES)
+        float32 and starts on a cache line.
+        """
+        count = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS, max(1, tasks))
+        if self.process not in (0, os.getpid()):
+            count = 1
+        counter = np.zeros(1, np.int64)
+        with self.free:
+            scratch = self._scratch(count * rows).reshape(count, rows, LANES)
+            if count == 1:
+                loop(counter, scratch[0], *arguments)
+                return
+            self.process = os.getpid()
+            before = numba.get_num_threads()
+            numba.set_num_threads(count)
+            try:
+                loops(counter, scratch, *arguments)
+            finally:
+                numba.set_num_threads(before)
+
+    def _scratch(self, rows: int) -> Any:
+        if self.scratch.numel() < rows * LANES:
+            self.scratch = torch.empty(rows * LANES, dtype=torch.float32, device="cpu")
+        return self.scratch[: rows * LANES].numpy()
+
+    def forked(self) -> None:
+        self.free = threading.Lock()
+
+
+threads = Threads()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=threads.forked)
+if "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
+    config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 
-def share(work: Callable[[Any], None], tasks: Sequence[Any]) -> None:
-    """Runs ``work`` on each task, on at most as many threads as torch would take; the caller is one of them."""
-    threads = torch.get_num_threads()
-    waiting = iter(tasks)
-
-    def some() -> None:
-        for task in waiting:
-            work(task)
-
-    helpers = [_pool(threads - 1).submit(some) for _ in range(min(threads, len(tasks)) - 1)]
-    some()
-    for helper in helpers:
-        helper.result()
-
-
-def groups(images: int, largest: int = GROUP) -> list[tuple[int, int]]:
-    """Cuts a batch into (first, last) of equal size, a multiple of the threads of them if it is large."""
-    threads = torch.get_num_threads()
-    size = min(largest, max(1, -(-images // threads)))
-    return [(first, min(first + size, images)) for first in range(0, images, size)]
-
-
-_local = threading.local()
-
-
-def _scratch(rows: int) -> Any:  # noqa: ANN401
-    """(rows, LANES) float32, aligned to cache lines, the thread's own, used again by its next call."""
-    held: Tensor | None = getattr(_local, "scratch", None)
-    if held is None or len(held) < rows:
-        held = _local.scratch = torch.empty(rows, LANES)
-    return held[:rows].numpy()
+def group_size(images: int) -> int:
+    """Images of a task: few enough that every thread has one."""
+    return min(GROUP, max(1, -(-images // torch.get_num_threads())))
 
 
 # ---- σ ------------------------------------------------------------------------------------------------
 
-# σ(x) − 1/2 = x · P(x²) / Q(x²) on |x| ≤ 16, where σ is 1e-7 from 0 or 1; a least maximum error fit, 6.5e-8 off.
+# σ(x) − 1/2 = x · P(x²) / Q(x²) up to |x| = 16, where σ is 1e-7 from 0 or 1: the fit of least maximum error, 7e-8.
 P0, P1, P2, P3 = map(np.float32, (2.4999984e-1, 8.0710416e-3, 4.5919561e-5, 4.4181359e-8))
 Q1, Q2, Q3, Q4 = map(np.float32, (1.1561691e-1, 1.4852458e-3, 3.7036179e-6, 9.4683436e-10))
 FLAT = np.float32(16)
@@ -266,13 +296,367 @@ HALF, ONE, ZERO = np.float32(0.5), np.float32(1), np.float32(0)
 
 
 @compiled
-def logistic(x):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN201
-    """σ of clamped numbers, one or many, within 3e-7."""
+def logistic(x: Any) -> Any:
+    """σ within 3e-7 on |x| ≤ FLAT, for a number or for lanes."""
     y = x * x
     return HALF + x * (P0 + y * (P1 + y * (P2 + y * P3))) / (ONE + y * (Q1 + y * (Q2 + y * (Q3 + y * Q4))))
 
 
 @compiled
-def sigmoid(a):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN201
-    """σ of lanes, finite for whatever is in them."""
+def sigmoid(a: Any) -> Any:
+    """σ of lanes, whatever is in them."""
     return logistic(clamp(a, FLAT))
+
+
+# ---- logits -------------------------------------------------------------------------------------------
+
+
+def forward(z: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Bits z (B, n), W and V (n, d), c (d,), b (n,) → (B, n) logits; the gradients need nothing else."""
+    logits = W.new_empty(z.shape)
+    bits, out, parameters = _bits(z), logits.numpy(), _arrays(W, c[None], V, b)
+    size = group_size(len(z))
+    threads.run(_logits, _logits_team, -(-len(z) // size), _rows(size, W), size, bits, *parameters, out)
+    return logits, ()
+
+
+def _bits(z: Tensor) -> Any:
+    return z.detach().ne(0).contiguous().numpy()
+
+
+def _arrays(*tensors: Tensor) -> list[Any]:
+    return [x.detach().contiguous().numpy() for x in tensors]
+
+
+def _rows(images: int, W: Tensor) -> int:
+    """Scratch for STEPS rows of V, and a and h of a group's images and of the image with no pixel on."""
+    return (STEPS + 2 * images + 2) * -(-W.shape[1] // LANES)
+
+
+@team
+def _logits_team(counter: Any, scratch: Any, size: int, z: Any, W: Any, c: Any, V: Any, b: Any, out: Any) -> None:
+    for thread in numba.prange(len(scratch)):
+        _logits(counter, scratch[thread], size, z, W, c, V, b, out)
+
+
+@compiled
+def _logits(counter: Any, scratch: Any, size: int, z: Any, W: Any, c: Any, V: Any, b: Any, out: Any) -> None:
+    first = take(counter) * size
+    while first < len(z):
+        _logits_of_group(z, W, c, V, b, first, min(first + size, len(z)), scratch, out)
+        first = take(counter) * size
+
+
+@compiled
+def _logits_of_group(z: Any, W: Any, c: Any, V: Any, b: Any, first: int, last: int, scratch: Any, logits: Any) -> None:
+    n, d = W.shape
+    blocks = (d + LANES - 1) // LANES
+    V8, a, h = _begin(c, scratch, last - first, blocks)
+    fresh, waiting = np.ones(last - first, np.bool_), last - first  # no pixel on yet: all share h's first rows
+    shared = np.empty((1, n), np.float32)
+    for begin in range(0, n, STEPS):
+        end = min(n, begin + STEPS)
+        _hold(V, begin, end, V8, blocks)
+        if waiting:
+            _products(h, 0, V8, begin, b, begin, end, blocks, shared, 0)
+        for g in range(last - first):
+            i, start = first + g, begin
+            while start < end:
+                stop = start + 1
+                while stop < end and not z[i, stop - 1]:
+                    stop += 1  # steps start to stop − 1 see one hidden state
+                if fresh[g]:
+                    for t in range(start, stop):
+                        logits[i, t] = shared[0, t]
+                else:
+                    _products(h, g + 1, V8, begin, b, start, stop, blocks, logits, i)
+                if z[i, stop - 1]:
+                    waiting -= fresh[g]
+                    fresh[g] = False
+                    _turn_on(a, h, g + 1, W, stop - 1, blocks)
+                start = stop
+
+
+@compiled
+def _begin(c: Any, scratch: Any, images: int, blocks: int) -> Any:
+    """Cuts scratch into room for rows of V, and a and h of one image more than there are, with no pixel on."""
+    V8, rows = scratch[: STEPS * blocks], STEPS * blocks
+    a, h = scratch[rows : rows + (images + 1) * blocks], scratch[rows + (images + 1) * blocks :]
+    for q in range(blocks):
+        x = load_part(c, 0, q * LANES)
+        y = sigmoid(x)
+        for image in range(images + 1):
+            store(a, image * blocks + q, x)
+            store(h, image * blocks + q, y)
+    return V8, a, h
+
+
+@compiled
+def _hold(V: Any, begin: int, end: int, V8: Any, blocks: int) -> None:
+    """Copies rows begin to end of V to aligned, padded rows that stay in the cache."""
+    for t in range(begin, end):
+        for q in range(blocks):
+            store(V8, (t - begin) * blocks + q, load_part(V, t, q * LANES))
+
+
+@compiled
+def _products(
+    h: Any, image: int, V8: Any, begin: int, b: Any, start: int, stop: int, blocks: int, out: Any, i: int
+) -> None:
+    """out[i, t] = b_t + V[t]·h for the steps that share h: four at a time, so that h is read once for them."""
+    t = start
+    while t + 4 <= stop:
+        r = (t - begin) * blocks
+        s0, s1, s2, s3 = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
+        for q in range(blocks):
+            x = load(h, image * blocks + q)
+            s0 = s0 + x * load(V8, r + q)
+            s1 = s1 + x * load(V8, r + blocks + q)
+            s2 = s2 + x * load(V8, r + 2 * blocks + q)
+            s3 = s3 + x * load(V8, r + 3 * blocks + q)
+        out[i, t], out[i, t + 1] = b[t] + total(s0), b[t + 1] + total(s1)
+        out[i, t + 2], out[i, t + 3] = b[t + 2] + total(s2), b[t + 3] + total(s3)
+        t += 4
+    while t < stop:
+        s = splat(ZERO)
+        for q in range(blocks):
+            s = s + load(h, image * blocks + q) * load(V8, (t - begin) * blocks + q)
+        out[i, t] = b[t] + total(s)
+        t += 1
+
+
+@compiled
+def _turn_on(a: Any, h: Any, image: int, W: Any, t: int, blocks: int) -> None:
+    """The state after pixel t, which is on."""
+    for q in range(blocks):
+        x = load(a, image * blocks + q) + load_part(W, t, q * LANES)
+        store(a, image * blocks + q, x)
+        store(h, image * blocks + q, sigmoid(x))
+
+
+# ---- gradients ----------------------------------------------------------------------------------------
+
+
+def backward(
+    grad_logits: Tensor, z: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor, saved: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the logits (B, n) → those of W (n, d), c (d,), V (n, d) and b (n,)."""
+    (images, n), d = z.shape, len(c)
+    blocks = -(-d // LANES)
+    # With fewer blocks of hidden units than threads, the images are shared out as well, into sums of their own.
+    size = max(GROUP, -(-images // max(1, torch.get_num_threads() // blocks)))
+    parts = max(1, -(-images // size))
+    dW, dc, dV = (W.new_empty(parts, rows, d) for rows in (n, 1, n))
+    arrays = *_on_pixels(_bits(z)), *_arrays(grad_logits, W, c[None], V)
+    sums = _arrays(dW.view(-1, d), dc.view(-1, d), dV.view(-1, d))
+
+    rows = 4 * n + TILE + 1 + GROUP * (2 + -(-n // TILE))
+    threads.run(_gradients, _gradients_team, parts * blocks, rows, size, parts, *arrays, *sums)
+    dW, dc, dV = (x[0] if parts == 1 else x.sum(0) for x in (dW, dc, dV))
+    return dW, dc[0], dV, grad_logits.sum(0)
+
+
+def _on_pixels(bits: Any) -> tuple[Any, Any]:
+    images, n = bits.shape
+    on = np.empty((images, n), np.int16 if n <= np.iinfo(np.int16).max else np.int32)
+    at = np.empty((images, -(-n // TILE) + 1), np.int32)
+    _scan(bits, on, at)
+    return on, at
+
+
+@compiled
+def _scan(z: Any, on: Any, at: Any) -> None:
+    """Into on: the pixels of each image that are on, in order; into at: how many come before each tile."""
+    images, n = z.shape
+    for i in range(images):
+        count, tile = 0, 0
+        for t in range(n):
+            if t == tile * TILE:
+                at[i, tile] = count
+                tile += 1
+            if z[i, t]:
+                on[i, count] = t
+                count += 1
+        at[i, tile] = count
+
+
+@team
+def _gradients_team(
+    counter: Any, scratch: Any, size: int, parts: int, on: Any, at: Any, g: Any, W: Any, c: Any, V: Any,
+    dW: Any, dc: Any, dV: Any,
+) -> None:  # fmt: skip
+    for thread in numba.prange(len(scratch)):
+        _gradients(counter, scratch[thread], size, parts, on, at, g, W, c, V, dW, dc, dV)
+
+
+@compiled
+def _gradients(
+    counter: Any, scratch: Any, size: int, parts: int, on: Any, at: Any, g: Any, W: Any, c: Any, V: Any,
+    dW: Any, dc: Any, dV: Any,
+) -> None:  # fmt: skip
+    """Takes parts of the images with blocks of hidden units; the parts' sums are stacked in dW, dc and dV."""
+    n, d = V.shape
+    task = take(counter)
+    while task < parts * ((d + LANES - 1) // LANES):
+        part, unit = task % parts, task // parts * LANES
+        first, last = part * size, min(len(g), (part + 1) * size)
+        x = _gradients_of_units(on, at, g, W, c, V, first, last, unit, scratch)
+        for t in range(n):
+            store_part(dW, part * n + t, unit, load(scratch, 2 * n + t))
+            store_part(dV, part * n + t, unit, load(scratch, 3 * n + t))
+        store_part(dc, part, unit, x)
+        task = take(counter)
+
+
+@compiled
+def _gradients_of_units(
+    on: Any, at: Any, g: Any, W: Any, c: Any, V: Any, first: int, last: int, unit: int, scratch: Any
+) -> Any:
+    """Units unit to unit + LANES: W, V, dW and dV into the first 4n rows of scratch; returns dc."""
+    n = len(V)
+    W64, V64, dW64, dV64 = scratch[:n], scratch[n : 2 * n], scratch[2 * n : 3 * n], scratch[3 * n : 4 * n]
+    for t in range(n):
+        store(W64, t, load_part(W, t, unit))
+        store(V64, t, load_part(V, t, unit))
+        store(dW64, t, splat(ZERO))
+        store(dV64, t, splat(ZERO))
+    x, dx = load_part(c, 0, unit), splat(ZERO)
+    for start in range(first, last, GROUP):
+        stop = min(last, start + GROUP)
+        dx = dx + _gradients_of_group(on, at, g, start, stop, x, W64, V64, dW64, dV64, scratch[4 * n :])
+    return dx
+
+
+@compiled
+def _gradients_of_group(
+    on: Any, at: Any, g: Any, first: int, last: int, c: Any, W: Any, V: Any, dW: Any, dV: Any, scratch: Any
+) -> Any:
+    """Adds to dW and dV (n, LANES) and returns dc; from the last tile to the first, each for all images.
+
+    Going back, the sum over later states of ∂/∂a is the gradient of c, and of W[j] as it is when j turned on.
+    """
+    n, images, tiles = len(V), last - first, at.shape[1] - 1
+    states, h, da = scratch[: TILE + 1], scratch[TILE + 1 :], scratch[TILE + 1 + GROUP :]
+    a = scratch[TILE + 1 + 2 * GROUP :]  # the activation before each tile: recomputing it backwards would round
+    for i in range(images):
+        x = c
+        for tile in range(tiles):
+            store(a, tile * GROUP + i, x)
+            for p in range(at[first + i, tile], at[first + i, tile + 1]):
+                x = x + load(W, on[first + i, p])
+        store(h, i, sigmoid(x))
+        store(da, i, splat(ZERO))
+    shared, dc = np.zeros((1, n), np.float32), splat(ZERO)
+    for tile in range(tiles - 1, -1, -1):
+        begin, end = tile * TILE, min(n, tile * TILE + TILE)
+        for i in range(images):
+            j, stop, x, y = first + i, end, load(da, i), load(h, i)  # y: the state that the tile ends with
+            before, after = at[j, tile], at[j, tile + 1]
+            if before < after:
+                _states(on, j, before, after, W, load(a, tile * GROUP + i), states)
+            for p in range(after - 1, before - 1, -1):
+                t = on[j, p]
+                x = x + _run(g, j, t + 1, stop, y, V, dV)
+                store(dW, t, load(dW, t) + x)
+                stop, y = t + 1, load(states, p - before)
+            if before:
+                x = x + _run(g, j, begin, stop, y, V, dV)
+            else:  # no pixel on yet: one run for all such images together
+                for t in range(begin, stop):
+                    shared[0, t] += g[j, t]
+            store(h, i, y)
+            store(da, i, x)
+        dc = dc + _run(shared, 0, begin, end, sigmoid(c), V, dV)
+    for i in range(images):
+        dc = dc + load(da, i)
+    return dc
+
+
+@compiled
+def _states(on: Any, i: int, before: int, after: int, W: Any, a: Any, states: Any) -> None:
+    """The hidden states of image i in a tile, all but its last."""
+    store(states, 0, sigmoid(a))
+    for p in range(before, after - 1):
+        a = a + load(W, on[i, p])
+        store(states, p - before + 1, sigmoid(a))
+
+
+@compiled
+def _run(g: Any, i: int, start: int, stop: int, h: Any, V: Any, dV: Any) -> Any:
+    """The steps of one state: adds g_t h to dV[t] and returns ∂/∂a = h(1 − h) Σ g_t V[t], in one pass."""
+    dh = splat(ZERO)
+    for t in range(start, stop):
+        s = splat(g[i, t])
+        dh = dh + s * load(V, t)
+        store(dV, t, load(dV, t) + s * h)
+    return dh * h * (ONE - h)
+
+
+# ---- sampling -----------------------------------------------------------------------------------------
+
+
+def draw(u: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor) -> Tensor:
+    """Uniforms u (B, n) → bits (B, n): the whole walk, u_t < σ(logit_t)."""
+    bits = W.new_empty(u.shape)
+    out, given = bits.numpy(), _arrays(u, W, c[None], V, b)
+    size = group_size(len(u))
+    threads.run(_draw, _draw_team, -(-len(u) // size), _rows(size, W), size, *given, out)
+    return bits
+
+
+@compiled
+def comes_on(u: Any, logit: Any) -> Any:
+    """u < σ(logit); a u outside [0, 1) decides alone, whatever the logit."""
+    return u < logistic(min(max(logit, -FLAT), FLAT))
+
+
+@team
+def _draw_team(counter: Any, scratch: Any, size: int, u: Any, W: Any, c: Any, V: Any, b: Any, bits: Any) -> None:
+    for thread in numba.prange(len(scratch)):
+        _draw(counter, scratch[thread], size, u, W, c, V, b, bits)
+
+
+@compiled
+def _draw(counter: Any, scratch: Any, size: int, u: Any, W: Any, c: Any, V: Any, b: Any, bits: Any) -> None:
+    first = take(counter) * size
+    while first < len(u):
+        _draw_group(u, W, c, V, b, first, min(first + size, len(u)), scratch, bits)
+        first = take(counter) * size
+
+
+@compiled
+def _draw_group(u: Any, W: Any, c: Any, V: Any, b: Any, first: int, last: int, scratch: Any, bits: Any) -> None:
+    n, d = W.shape
+    blocks = (d + LANES - 1) // LANES
+    V8, a, h = _begin(c, scratch, last - first, blocks)
+    fresh, waiting = np.ones(last - first, np.bool_), last - first
+    ahead = np.full(last - first, AHEAD)  # a pixel after one that is on is likely on, too
+    shared, logits = np.empty((1, n), np.float32), np.empty((1, n), np.float32)
+    for begin in range(0, n, STEPS):
+        end = min(n, begin + STEPS)
+        _hold(V, begin, end, V8, blocks)
+        if waiting:
+            _products(h, 0, V8, begin, b, begin, end, blocks, shared, 0)
+        for g in range(last - first):
+            t = begin
+            while t < end:
+                stop = end if fresh[g] else min(end, t + ahead[g])
+                if not fresh[g]:
+                    _products(h, g + 1, V8, begin, b, t, stop, blocks, logits, 0)
+                t, on = _bits_until_on(shared if fresh[g] else logits, u, first + g, t, stop, bits)
+                ahead[g] = 1 if on else AHEAD
+                if on:
+                    waiting -= fresh[g]
+                    fresh[g] = False
+                    _turn_on(a, h, g + 1, W, t - 1, blocks)
+
+
+@compiled
+def _bits_until_on(logits: Any, u: Any, i: int, start: int, stop: int, bits: Any) -> Any:
+    """Draws the bits of image i up to the first that is on; returns the step after it and whether there is one."""
+    for t in range(start, stop):
+        if comes_on(u[i, t], logits[0, t]):
+            bits[i, t] = ONE
+            return t + 1, True
+        bits[i, t] = ZERO
+    return stop, False

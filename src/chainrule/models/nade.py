@@ -55,6 +55,11 @@ class NADE(AutoregressiveDensity):
     def effective_parameter_count(self) -> int:
         return self.parameter_count - len(self.c)
 
+    @property
+    def backend(self) -> str:
+        """The implementation that serves this model where it is: ``numba``, ``triton`` or ``torch``."""
+        return kernels.backend(self.kernel, self.W.device, self.W.dtype)
+
     def conditionals(self, z: Tensor) -> Tensor:
         return kernels.conditionals(z, self.W, self.c, self.V, self.b, kernel=self.kernel)
 
