@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from zoo import ROOT
 
 from chainrule.density import AutoregressiveDensity
 from chainrule.kernels import nade, nade_torch
@@ -302,3 +305,28 @@ def test_concurrent_callers() -> None:
         caller.join()
     assert len(results) == 4
     assert all(torch.equal(x, y) for result in results for x, y in zip(result, expected, strict=True))
+
+
+def test_a_change_in_any_kernel_file_compiles_them_all_again(tmp_path: Path) -> None:
+    folder = tmp_path / "site"
+    shutil.copytree(ROOT / "src/chainrule", folder / "chainrule", ignore=shutil.ignore_patterns("__pycache__"))
+    code = """if True:
+        import torch
+        from chainrule.kernels import lanes, nade_numba
+        nade_numba.forward(*(torch.zeros(s) for s in ((1, 2), (2, 3), (3,), (2, 3), (2,))))
+        assert 'site' in lanes.__file__
+        stats = nade_numba._logits.stats
+        print(len(stats.cache_hits), len(stats.cache_misses))
+    """
+
+    def run() -> str:
+        environment = os.environ | {"PYTHONPATH": str(folder)}
+        environment.pop("NUMBA_CACHE_DIR", None)
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    assert run() == "0 1"
+    assert run() == "1 0"
+    with (folder / "chainrule/kernels/lanes.py").open("a") as file:
+        file.write("# changed\n")
+    assert run() == "0 1"

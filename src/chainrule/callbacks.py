@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,15 @@ class ProgressBar(RichProgressBar):
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
         return {key: value for key, value in metrics.items() if key != "v_num"}
+
+
+class EpochLines(L.Callback):
+    """A line of the log after every epoch, where there is no terminal to draw a bar on."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            nll = trainer.callback_metrics.get("val/nll", math.nan)
+            log.info("epoch %d of %s: val/nll %.3f", trainer.current_epoch + 1, trainer.max_epochs, nll)
 
 
 def csv_logger(*, run_dir: Path, name: str, config: dict[str, Any]) -> CSVLogger:

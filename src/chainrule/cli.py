@@ -33,6 +33,7 @@ USAGE = """chainrule: exact-likelihood autoregressive models of binary images
   chainrule sample run=DIR n=64       draw images
   chainrule complete run=DIR          keep half of some test images, draw the rest
   chainrule tabulate runs=DIR         a table of all finished runs below DIR
+  chainrule bench                     what training and sampling cost on this machine
 
 `chainrule VERB --help` says which keys a verb knows; `chainrule train -m model=fvsbn,nade seed=0,1,2`
 runs a sweep."""
@@ -81,8 +82,16 @@ def tabulate(cfg: DictConfig) -> None:
     print(tables.tabulate(runs, format=cfg.format, published=cfg.published, invalid=cfg.invalid))
 
 
+def bench(cfg: DictConfig) -> None:
+    from chainrule.bench import run, show  # noqa: PLC0415
+
+    job = HydraConfig.get()
+    for table in show.tables(run.run(cfg, job.runtime.output_dir, list(job.overrides.task))):
+        _show(table)
+
+
 VERBS: dict[str, Callable[[DictConfig], float | None]] = {
-    verb.__name__: verb for verb in (train, evaluate, sample, complete, tabulate)
+    verb.__name__: verb for verb in (train, evaluate, sample, complete, tabulate, bench)
 }
 
 
@@ -95,6 +104,9 @@ def main() -> None:
     if verb not in VERBS:
         sys.exit(f"chainrule: no command {verb!r}; there are {', '.join(VERBS)}. See chainrule --help")
     sys.argv = [sys.argv[0], *map(_quoted, words)]
+    # OpenMP's threads wait for the next loop by spinning. On cores that others use as well, a long spin keeps
+    # the thread that everybody waits for off its core, and a step takes ten times as long; a short one costs nothing.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     traceback = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands every error on: they are reported here
     try:

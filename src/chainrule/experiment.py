@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from chainrule import runs
-from chainrule.callbacks import ProgressBar
+from chainrule.callbacks import EpochLines, ProgressBar
 from chainrule.data import Images
 from chainrule.density import AutoregressiveDensity
 from chainrule.module import DensityModule
@@ -137,10 +138,12 @@ def _fit(cfg: DictConfig, run: RunDir, density: AutoregressiveDensity, data: Ima
         scheduler=instantiate(cfg.scheduler, _convert_="all"),
         train_size=len(data.train),
     )
+    callbacks = _callbacks(cfg, run)
     make_trainer: Callable[..., L.Trainer] = instantiate(cfg.trainer, _partial_=True, _convert_="all")
     trainer = make_trainer(
         accelerator=_accelerator(cfg.trainer.accelerator),
-        callbacks=_callbacks(cfg, run),
+        callbacks=callbacks,
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         logger=_loggers(cfg, run) or False,
         default_root_dir=run.path,
     )
@@ -167,8 +170,13 @@ def _callbacks(cfg: DictConfig, run: RunDir) -> list[Callback]:
     saver = partial(ModelCheckpoint, dirpath=run.checkpoints, enable_version_counter=False)
     savers = [saver(filename="best", monitor="val/nll", mode="min"), saver(filename="last")]
     chosen = [instantiate(callback, _convert_="all") for callback in cfg.callbacks.values()]
-    bar = [ProgressBar(refresh_rate=25)] if cfg.trainer.enable_progress_bar else []
-    return [*chosen, *bar, *savers]
+    return [*chosen, *_progress(cfg), *savers]
+
+
+def _progress(cfg: DictConfig) -> list[Callback]:
+    if not cfg.trainer.enable_progress_bar:
+        return []
+    return [ProgressBar(refresh_rate=25) if sys.stdout.isatty() else EpochLines()]
 
 
 def _loggers(cfg: DictConfig, run: RunDir) -> list[Logger]:

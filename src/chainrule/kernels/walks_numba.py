@@ -13,18 +13,9 @@ from typing import Any, Protocol
 from numba import prange
 from torch import Tensor
 
-from chainrule.kernels.nade_numba import (
-    FLAT,
-    ONE,
-    ZERO,
-    comes_on,
-    compiled,
-    group_size,
-    logistic,
-    take,
-    team,
-    threads,
-)
+from chainrule.kernels.lanes import take
+from chainrule.kernels.nade_numba import FLAT, ONE, ZERO, comes_on, group_size, logistic
+from chainrule.kernels.threads import compiled, team, threads
 
 
 class Causal(Protocol):
