@@ -49,7 +49,12 @@ class DensityModule(L.LightningModule):
         self.images_per_second = 0.0
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.make_optimizer(self.density.parameters())
+        parameters = list(self.density.parameters())
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in parameters if p.ndim >= 2]},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},  # biases do not decay
+        ]
+        optimizer = self.make_optimizer([group for group in groups if group["params"]])
         scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

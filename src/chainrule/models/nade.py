@@ -41,7 +41,7 @@ class NADE(AutoregressiveDensity):
         hidden: int = 500,
         order: str | Sequence[int] = "raster",
         kernel: str = "auto",
-        init_scale: float = 0.05,
+        init_scale: float = 0.01,
     ) -> None:
         super().__init__(shape=shape, order=order)
         self.kernel = kernels.check(kernel)
