@@ -102,14 +102,14 @@ def train(cfg: DictConfig, run_dir: str | Path, overrides: Sequence[str] = ()) -
         model_name(cfg), f"{density.parameter_count:,}", data.name, run.path,
     )  # fmt: skip
 
-    trainer, seconds, speed = _fit(cfg, run, density, data)
+    trainer, module, seconds = _fit(cfg, run, density, data)
     best = runs.load_model(run.path)
     scores = {split: nll_per_image(best, images) for split, images in _splits(data).items()}
     np.savez_compressed(run.nll_test, nll=scores["test"])
     record = {
         "schema": runs.SCHEMA,
         "model": model_name(cfg),
-        "kernel": getattr(best, "backend", None),
+        "kernel": module.kernel,
         "order": cfg.model.order if isinstance(cfg.model.order, str) else "given",
         "parameters": {"count": best.parameter_count, "effective": best.effective_parameter_count},
         "data": {"name": data.name, "side": data.side, "n": best.dim, "sha256": data.sha256},
@@ -119,7 +119,7 @@ def train(cfg: DictConfig, run_dir: str | Path, overrides: Sequence[str] = ()) -
         "best_epoch": int(torch.load(run.best, weights_only=True)["epoch"]),
         "epochs": trainer.current_epoch,
         "seconds": seconds,
-        "images_per_second": speed,
+        "images_per_second": module.images_per_second,
         "sampling": _draw_samples(best, run, cfg),
         **runs.provenance(),
         "overrides": list(overrides),
@@ -130,8 +130,10 @@ def train(cfg: DictConfig, run_dir: str | Path, overrides: Sequence[str] = ()) -
     return record
 
 
-def _fit(cfg: DictConfig, run: RunDir, density: AutoregressiveDensity, data: Images) -> tuple[L.Trainer, float, float]:
-    """Trains into ``run.checkpoints``; returns the trainer, the seconds it took and its images per second."""
+def _fit(
+    cfg: DictConfig, run: RunDir, density: AutoregressiveDensity, data: Images
+) -> tuple[L.Trainer, DensityModule, float]:
+    """Trains into ``run.checkpoints``; returns what trained, and the seconds it took."""
     module = DensityModule(
         density,
         optimizer=instantiate(cfg.optimizer, _convert_="all"),
@@ -153,7 +155,7 @@ def _fit(cfg: DictConfig, run: RunDir, density: AutoregressiveDensity, data: Ima
     if not run.best.is_file():  # max_epochs=0: what is there was written down, not trained
         trainer.validate(module, datamodule=data, verbose=False)
         trainer.save_checkpoint(run.best)
-    return trainer, seconds, module.images_per_second
+    return trainer, module, seconds
 
 
 def _accelerator(name: str) -> str:

@@ -47,6 +47,11 @@ class DensityModule(L.LightningModule):
         # torchmetrics would otherwise leave images with a NaN out of the mean.
         self.val_nll = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
         self.images_per_second = 0.0
+        self.kernel: str | None = None
+
+    def on_fit_start(self) -> None:
+        # Asked here, where the parameters are on the device that they are trained on.
+        self.kernel = getattr(self.density, "backend", None)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         parameters = list(self.density.parameters())
