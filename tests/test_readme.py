@@ -1,0 +1,91 @@
+"""Every command and every name in the README works."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from zoo import MODELS, ROOT
+
+from chainrule import cli
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.partition("#")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.strip()
+]
+# The same command on data that needs no download, for as short a time as it can take.
+SHORT = ["data=toy", "logger=csv", "trainer.max_epochs=1", "trainer.enable_progress_bar=false"]
+
+
+def shortened(words: list[str], run: Path) -> list[str]:
+    words = [word.replace("runs/RUN", str(run)) for word in words]
+    if words[0] == "train":
+        words = [word for word in words if not word.startswith(("data=", "experiment="))] + SHORT
+    return ["data=toy" if word.startswith("data=") else word for word in words]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one finished run, runs/RUN."""
+    folder = tmp_path_factory.mktemp("readme")
+    words = ["train", "model=nade", "model.hidden=4", *SHORT, "hydra.run.dir=runs/RUN"]
+    command = [str(Path(sys.executable).with_name("chainrule")), *words]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("chainrule ")])
+def test_chainrule(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shortened(shlex.split(command)[1:], folder / "runs/RUN")
+    if words[0] == "bench":
+        pytest.skip("a test of its own runs the bench")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["chainrule", *words])
+    cli.main()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("scripts/run")])
+def test_scripts_run_from_another_folder(command: str, tmp_path: Path) -> None:
+    words = shortened(["train", *shlex.split(command)[1:]], tmp_path)[1:]
+    done = subprocess.run([ROOT / "scripts/run", *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "test NLL" in done.stdout
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_the_other_commands_are_known() -> None:
+    others = [c for c in COMMANDS if not c.startswith(("chainrule ", "scripts/run"))]
+    assert set(others) <= {"scripts/test", "source .venv/bin/activate"}
+    assert os.access(ROOT / "scripts/test", os.X_OK)
+
+
+def test_what_is_named_exists() -> None:
+    files = re.findall(r"\]\(((?!http)[^)#]+)\)", README)
+    assert files
+    assert [file for file in files if not (ROOT / file).exists()] == []
+    groups = {group: {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")} for group in ("model", "data")}
+    for group, names in groups.items():
+        assert set(re.findall(rf"{group}=([a-z_]+)", README)) <= names
+    assert all(f"`{name}`" in README.replace("](", "` ](").replace("[`", "`") for name in MODELS)
+
+
+def test_the_python_example(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    monkeypatch.chdir(folder)
+    names: dict[str, object] = {}
+    exec(compile(example, "README.md", "exec"), names)  # the example is ours
+    assert tuple(names["x"].shape) == (16, 9)  # type: ignore[attr-defined]
+    assert tuple(names["nats"].shape) == (16,)  # type: ignore[attr-defined]
+
+
+def test_the_first_result_is_within_two_screens() -> None:
+    assert README.index("![samples]") < len("".join(README.splitlines(keepends=True)[:80]))
