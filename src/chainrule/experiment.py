@@ -196,17 +196,18 @@ def _finish(loggers: Sequence[Logger], record: dict[str, Any]) -> None:
 
 
 def _draw_samples(density: AutoregressiveDensity, run: RunDir, cfg: DictConfig) -> dict[str, float]:
-    generator = torch.Generator().manual_seed(cfg.seed)
-    density.sample(1, generator)  # compiled here, where it is not timed
-    started = time.perf_counter()
-    density.sample(1, generator)
-    latency = time.perf_counter() - started
-    generator.manual_seed(cfg.seed)
-    started = time.perf_counter()
-    images = density.sample(cfg.samples, generator)
-    seconds = time.perf_counter() - started
+    """Writes ``samples.png``; returns the seconds for all its images at once, and for one alone."""
+    (_, latency), (images, seconds) = _timed_sample(density, 1, cfg.seed), _timed_sample(density, cfg.samples, cfg.seed)
     save_grid(images, density.shape, run.samples)
     return {"images": cfg.samples, "seconds": seconds, "latency": latency}
+
+
+def _timed_sample(density: AutoregressiveDensity, n: int, seed: int) -> tuple[Tensor, float]:
+    density.sample(n)  # compiled here, where it is not timed
+    generator = torch.Generator().manual_seed(seed)
+    started = time.perf_counter()
+    images = density.sample(n, generator)
+    return images, time.perf_counter() - started
 
 
 # ---- what a finished run can do ---------------------------------------------------------------------
