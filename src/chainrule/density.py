@@ -151,7 +151,7 @@ class AutoregressiveDensity(nn.Module, ABC):
             raise ValueError(f"images must have {self.dim} pixels ({self.shape[0]}×{self.shape[1]}), got {x.shape[1]}")
         if not self.training and not bool(((x == 0) | (x == 1)).all()):
             raise ValueError("images must be binary: every pixel 0 or 1. Binarize them first, as data= does")
-        return x.to(self.dtype)[:, self.order]
+        return x.to(self.dtype).index_select(1, self.order)
 
     def _to_pixels(self, z: Tensor) -> Tensor:
         return torch.empty_like(z).index_copy(1, self.order, z)
