@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from zoo import ROOT
+from zoo import MODELS, ROOT
 
 import chainrule
 from chainrule import cli, tables
@@ -171,6 +171,13 @@ def test_ema_and_early_stopping(run: Run, tmp_path: Path) -> None:
     assert torch.equal(chainrule.load_model(tmp_path / "r").order, permutation("random-1", (3, 3)))
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_mixed_precision_trains_and_is_scored_in_float32(model: str, run: Run, tmp_path: Path) -> None:
+    run("train", *TOY, f"model={model}", "trainer.precision=bf16-mixed", "trainer.max_epochs=3", "hydra.run.dir=r")
+    assert chainrule.load_model(tmp_path / "r").dtype == torch.float32
+    assert tables.read_record(tmp_path / "r").nll["test"].mean < 9 * np.log(2)
+
+
 def test_a_sweep_returns_the_validation_nll_of_every_job(run: Run, tmp_path: Path) -> None:
     run("train", "-m", *TOY, "model=fvsbn,tabular", "trainer.max_epochs=1", "seed=0,1")
     found, unfinished = tables.find(tmp_path / "runs")
@@ -230,6 +237,13 @@ def test_a_mistake_is_one_message_and_leaves_nothing_that_looks_finished(
     assert re.search(message, said), said
     assert "Traceback" not in said
     assert not list(tmp_path.rglob("result.json"))
+
+
+def test_a_run_never_overwrites_another(trained: Path, run: Run) -> None:
+    record = (trained / "result.json").read_bytes()
+    with pytest.raises(SystemExit, match="holds a run already"):
+        run("train", *TOY, "model=fvsbn", f"hydra.run.dir={trained}")
+    assert (trained / "result.json").read_bytes() == record
 
 
 def test_damaged_checkpoints_are_refused(trained: Path, run: Run, tmp_path: Path) -> None:

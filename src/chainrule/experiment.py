@@ -88,6 +88,8 @@ def train(cfg: DictConfig, run_dir: str | Path, overrides: Sequence[str] = ()) -
     """
     check(cfg)
     run = RunDir(Path(run_dir))
+    if run.config.exists():
+        raise ValueError(f"{run.path} holds a run already; give this one another hydra.run.dir")
     run.path.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cfg, run.config, resolve=True)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -295,7 +297,8 @@ def model_name(cfg: DictConfig) -> str:
     return str(cfg.model._target_).split(".")[-2]
 
 
-# What Lightning says of itself and nobody can act on.
+# What libraries say of themselves and nobody can act on.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+logging.getLogger("matplotlib").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.* is deprecated")
 warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
