@@ -14,6 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
 from zoo import MODELS, ROOT
 
 import chainrule
@@ -178,7 +181,21 @@ def test_mixed_precision_trains_and_is_scored_in_float32(model: str, run: Run, t
     assert tables.read_record(tmp_path / "r").nll["test"].mean < 9 * np.log(2)
 
 
-def test_a_sweep_returns_the_validation_nll_of_every_job(run: Run, tmp_path: Path) -> None:
+def test_train_returns_what_a_sweep_minimizes(tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    words = [*TOY, "model=fvsbn", "trainer.max_epochs=3", f"hydra.run.dir={out}", f"hydra.runtime.output_dir={out}"]
+    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+        cfg = compose("train", overrides=words, return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]  # as a task sees it
+    returned = cli.train(cfg)
+    lines = [line.split(",") for line in (out / "metrics.csv").read_text().splitlines()]
+    column = lines[0].index("val/nll")
+    assert returned == pytest.approx(min(float(line[column]) for line in lines[1:] if line[column]), abs=1e-5)
+
+
+def test_every_job_of_a_sweep_leaves_a_record(run: Run, tmp_path: Path) -> None:
     run("train", "-m", *TOY, "model=fvsbn,tabular", "trainer.max_epochs=1", "seed=0,1")
     found, unfinished = tables.find(tmp_path / "runs")
     assert sorted((r.model, r.seed) for r in found) == [("fvsbn", 0), ("fvsbn", 1), ("tabular", 0), ("tabular", 1)]
