@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from chainrule import runs
+from chainrule import runs, tables
 from chainrule.callbacks import EpochLines, ProgressBar
 from chainrule.data import Images
 from chainrule.density import AutoregressiveDensity
@@ -109,7 +109,7 @@ def train(cfg: DictConfig, run_dir: str | Path, overrides: Sequence[str] = ()) -
     scores = {split: nll_per_image(best, images) for split, images in _splits(data).items()}
     np.savez_compressed(run.nll_test, nll=scores["test"])
     record = {
-        "schema": runs.SCHEMA,
+        "schema": tables.SCHEMA,
         "model": model_name(cfg),
         "kernel": module.kernel,
         "order": cfg.model.order if isinstance(cfg.model.order, str) else "given",
@@ -170,11 +170,14 @@ def _accelerator(name: str) -> str:
 
 
 def _callbacks(cfg: DictConfig, run: RunDir) -> list[Callback]:
-    # Two savers, since one with save_last writes last.ckpt only when there is a new best.
-    saver = partial(ModelCheckpoint, dirpath=run.checkpoints, enable_version_counter=False)
-    savers = [saver(filename="best", monitor="val/nll", mode="min"), saver(filename="last")]
     chosen = [instantiate(callback, _convert_="all") for callback in cfg.callbacks.values()]
-    return [*chosen, *_progress(cfg), *savers]
+    return [*chosen, *_progress(cfg), *savers(run)]
+
+
+def savers(run: RunDir) -> list[Callback]:
+    """Write ``best.ckpt`` and ``last.ckpt``: two, since one with save_last does so only when there is a new best."""
+    saver = partial(ModelCheckpoint, dirpath=run.checkpoints, enable_version_counter=False)
+    return [saver(filename="best", monitor="val/nll", mode="min"), saver(filename="last")]
 
 
 def _progress(cfg: DictConfig) -> list[Callback]:

@@ -7,7 +7,6 @@ import os
 import pickle
 import platform
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,8 +18,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from chainrule.density import AutoregressiveDensity
+from chainrule.files import write_whole
 
-SCHEMA = 1  # of result.json; a change of meaning adds one
 PREFIX = "density."  # of the model's tensors in a checkpoint
 LIBRARIES = ("chainrule", "torch", "lightning", "hydra-core", "numpy", "numba", "wandb")
 
@@ -108,17 +107,13 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], tuple[int, int
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a file that is either whole or absent, whatever happens meanwhile."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            json.dump(content, file, indent=1, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    """Writes a file that is either whole or absent.
+
+    Raises:
+        ValueError: the content has a number that is not finite.
+        OSError: the folder cannot be written.
+    """
+    write_whole(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
 # ---- where a number comes from ----------------------------------------------------------------------

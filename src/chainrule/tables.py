@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-SCHEMA = 1
+SCHEMA = 1  # of result.json; a change of meaning adds one
 FORMATS = ("rich", "markdown", "latex", "csv", "html")
 
 # Configuration that changes where, how loudly or how fast a number is computed, but not the number.

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import time
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -25,7 +21,9 @@ from chainrule.bench.job import Job
 from chainrule.callbacks import csv_logger
 from chainrule.data.images import Batches
 from chainrule.density import AutoregressiveDensity
+from chainrule.experiment import savers
 from chainrule.module import DensityModule
+from chainrule.runs import RunDir
 
 SCORE_BATCH = 1000
 VALIDATION = 5  # training images per validation image, as 50,000 to 10,000
@@ -59,19 +57,17 @@ class Epoch:
         optimizer, scheduler = (instantiate(self.cfg[part], _convert_="all") for part in ("optimizer", "scheduler"))
         module = DensityModule(self.job.density(), optimizer=optimizer, scheduler=scheduler, train_size=self.count)
         watch = Stopwatch()
-        with tempfile.TemporaryDirectory() as folder, _quiet():
+        with tempfile.TemporaryDirectory() as folder:
             trainer = self._trainer(Path(folder), watch)
             trainer.fit(module, *self._batches())
         return watch.seconds
 
     def _trainer(self, folder: Path, watch: Stopwatch) -> L.Trainer:
-        saver = partial(ModelCheckpoint, dirpath=folder / "checkpoints", enable_version_counter=False)
-        savers = [saver(filename="best", monitor="val/nll", mode="min"), saver(filename="last")]
         log = csv_logger(run_dir=folder, name="", config={})
         make = instantiate(self.cfg.trainer, _partial_=True, _convert_="all")
         trainer: L.Trainer = make(
             accelerator="cpu", max_epochs=1, enable_progress_bar=False,
-            callbacks=[watch, *savers], logger=[log], default_root_dir=folder,
+            callbacks=[watch, *savers(RunDir(folder))], logger=[log], default_root_dir=folder,
         )  # fmt: skip
         return trainer
 
@@ -92,18 +88,6 @@ class Epoch:
 
     def _batches(self) -> tuple[Batches, Batches]:
         return Batches(self.train, self.job.batch, self.job.seed), Batches(self.valid, SCORE_BATCH)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what Lightning says of itself and nobody can act on, as in ``chainrule train``."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.* is deprecated")
-        warnings.filterwarnings(
-            "ignore", message="The number of training batches .* is smaller than the logging interval"
-        )
-        yield
 
 
 @torch.no_grad()

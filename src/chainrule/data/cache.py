@@ -1,40 +1,21 @@
-"""Files that are either whole or absent, and a cache of packed bits made of them."""
+"""A cache of packed bits."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from chainrule.files import write_whole
+
 log = logging.getLogger(__name__)
 
 Bits = NDArray[np.uint8]
 DIGEST = 32  # bytes of a SHA-256
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that never looks finished before it is.
-
-    Raises:
-        OSError: the folder cannot be made or written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Runs that start together may write the same file: each has a temporary name of its own.
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def cached(folder: Path, key: str, shape: tuple[int, int], build: Callable[[], Bits]) -> Bits:

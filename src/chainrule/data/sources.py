@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 
-from chainrule.data.cache import Bits, write_whole
+from chainrule.data.cache import Bits
+from chainrule.files import write_whole
 
 log = logging.getLogger(__name__)
 
