@@ -1,0 +1,242 @@
+"""Comparisons are of hand-made scores whose differences are worked out here, independently."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+from test_tables import OTHER, ROOT, write
+
+from chainrule import cli, tables
+from chainrule.compare import compare, interval, table
+
+RNG = np.random.default_rng(3)
+EASY = RNG.normal(80, 20, 1000)  # how hard each image is, for every model
+
+
+def run(folder: Path, nll: np.ndarray, **changes: object) -> Path:
+    """A run directory whose images have these NLLs."""
+    estimate = {"mean": float(nll.mean()), "stderr": float(nll.std() / len(nll) ** 0.5), "count": len(nll)}
+    np.savez_compressed(write(folder, nll__test=estimate, **changes) / "nll_test.npz", nll=nll)
+    return folder
+
+
+def test_a_paired_difference(tmp_path: Path) -> None:
+    nll = np.array([3.0, 5.0, 4.0, 8.0])
+    a = run(tmp_path / "a", nll)
+    b = run(tmp_path / "b", nll + np.array([-1.0, 0.0, -2.0, 1.0]))
+    (d,) = compare([a, b])
+    # mean −2/4; deviations −0.5, 0.5, −1.5, 1.5; sample variance 5/3; error √(5/3/4)
+    assert (d.mean, d.better, d.worse) == (pytest.approx(-0.5), 2, 1)
+    assert d.stderr == pytest.approx((5 / 12) ** 0.5)
+    (back,) = compare([b, a])
+    assert (back.mean, back.better, back.worse) == (pytest.approx(0.5), 1, 2)
+
+
+def test_what_all_images_share_is_no_uncertainty(tmp_path: Path) -> None:
+    a = run(tmp_path / "a", EASY)
+    b = run(tmp_path / "b", EASY - 0.3 + RNG.normal(0, 0.5, len(EASY)))
+    (d,) = compare([a, b])
+    assert tables.read_record(b).nll["test"].stderr > 0.5  # the two NLLs alone would show nothing
+    assert d.stderr < 0.02
+    assert d.clear
+    assert d.low < d.mean < d.high < 0
+
+
+def test_no_difference_is_not_clear(tmp_path: Path) -> None:
+    paths = [run(tmp_path / name, EASY + RNG.normal(0, 1, len(EASY))) for name in "ab"]
+    noise = np.load(paths[1] / "nll_test.npz")["nll"] - np.load(paths[0] / "nll_test.npz")["nll"]
+    np.savez_compressed(paths[1] / "nll_test.npz", nll=np.load(paths[1] / "nll_test.npz")["nll"] - noise.mean())
+    (paths[1] / "result.json").write_text((paths[0] / "result.json").read_text())
+    (d,) = compare(paths)
+    assert not d.clear
+    assert "1 of 1 intervals include zero" in table([d], "markdown")
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_the_interval_is_the_percentile_bootstrap(level: float) -> None:
+    d = RNG.exponential(2.0, 400) - 1.9  # skewed
+    low, high = interval(d, 20_000, level, seed=0)
+    theirs = stats.bootstrap(
+        (d,), np.mean, n_resamples=20_000, confidence_level=level, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    spread = theirs.high - theirs.low
+    assert abs(low - theirs.low) < 0.05 * spread
+    assert abs(high - theirs.high) < 0.05 * spread
+
+
+def test_the_interval_covers_as_often_as_it_says() -> None:
+    hits = 0
+    for k in range(300):
+        low, high = interval(np.random.default_rng(k).normal(0.7, 2.0, 200), 500, 0.9, seed=k)
+        hits += low < 0.7 < high
+    assert 0.84 < hits / 300 < 0.95  # four standard errors around 0.9, less what a bootstrap of 200 falls short
+
+
+def test_a_seed_gives_one_interval_however_it_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    d = RNG.normal(size=100)
+    whole = interval(d, 1000, 0.95, seed=5)
+    assert interval(d, 1000, 0.95, seed=5) == whole
+    assert interval(d, 1000, 0.95, seed=6) != whole
+    monkeypatch.setattr("chainrule.compare.CHUNK", 700)
+    assert interval(d, 1000, 0.95, seed=5) == whole
+
+
+def test_seeds_in_one_folder_are_averaged(tmp_path: Path) -> None:
+    shifts = {"fvsbn": 10.0, "nade": 0.0}
+    for model, shift in shifts.items():
+        for seed in (0, 1):
+            run(tmp_path / model / str(seed), EASY + shift + seed, seed=seed, model=model)
+    (d,) = compare([tmp_path / "fvsbn", tmp_path / "nade"])
+    assert d.mean == pytest.approx(-10)
+    np.testing.assert_allclose(d.other.nll, EASY + 0.5)
+    (best_first,) = compare(tmp_path)
+    assert (best_first.reference.row.first.model, best_first.mean) == ("nade", pytest.approx(10))
+    text = table([d], "markdown")
+    assert "fvsbn (2 seeds)" in text
+    assert "nade (2 seeds)" in text
+    assert "about images, not about seeds" in text
+
+
+def test_more_than_two_are_compared_with_the_first(tmp_path: Path) -> None:
+    paths = [run(tmp_path / name, EASY + k, config__model__hidden=k) for k, name in enumerate("abc")]
+    found = compare(paths)
+    assert [d.mean for d in found] == pytest.approx([1, 2])
+    assert {d.reference.row.first.path.name for d in found} == {"a"}
+
+
+def test_runs_of_one_configuration_are_told_apart(tmp_path: Path) -> None:
+    paths = [run(tmp_path / str(seed) / "x", EASY + seed, seed=seed) for seed in (0, 1)]
+    text = table(compare(paths), "csv")
+    assert [row["run"] for row in csv.DictReader(io.StringIO(text))] == [str(paths[1])]
+    assert str(paths[0]) in table(compare(paths), "rich", width=1000)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data__sha256__test": OTHER}, "a was scored on static 28×28 (SHA-256 ca0294c3…)"),
+        ({"data__sha256__test": OTHER, "data__name": "seeded"}, "b was scored on seeded 28×28 (SHA-256 b2b2b2b2…)"),
+    ],
+)
+def test_other_test_images_are_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    paths = [run(tmp_path / "a", EASY), run(tmp_path / "b", EASY, **change)]
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        compare(paths)
+    assert "needs the same test images" in str(error.value)
+
+
+def save(**arrays: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def save_one(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "nll_test.npz is missing: the record alone"),
+        (b"", "is damaged: it holds no numbers under the name nll"),
+        (b"PK\x03\x04 torn", "is damaged"),
+        (save_one(EASY), "is damaged"),
+        (save(nll=EASY)[:3000], "is damaged"),
+        (save(other=EASY), "is damaged"),
+        (save(nll=np.array([{}], dtype=object)), "is damaged"),  # a pickle
+        (save(nll=EASY[:10]), "is not of this run: 10 images"),
+        (save(nll=EASY + 1), "is not of this run"),
+        (save(nll=np.append(EASY[1:], np.inf)), "1 images have no finite NLL"),
+    ],
+)
+def test_scores_that_are_not_there_or_not_right(tmp_path: Path, content: bytes | None, message: str) -> None:
+    paths = [run(tmp_path / name, EASY) for name in "ab"]
+    file = paths[1] / "nll_test.npz"
+    file.unlink() if content is None else file.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        compare(paths)
+
+
+def test_scores_are_read_whatever_is_stored_beside_them(tmp_path: Path) -> None:
+    a, b = (run(tmp_path / name, EASY) for name in "ab")
+    np.savez_compressed(b / "nll_test.npz", nll=EASY, pixels=np.zeros(9))
+    assert compare([a, b])[0].mean == 0
+
+
+def test_a_bit_that_flipped_is_noticed(tmp_path: Path) -> None:
+    a, b = (run(tmp_path / name, EASY) for name in "ab")
+    content = bytearray((b / "nll_test.npz").read_bytes())
+    content[len(content) // 2] ^= 4
+    (b / "nll_test.npz").write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged"):
+        compare([a, b])
+
+
+def test_too_few_runs(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least two finished runs, and there is 1 in"):
+        compare(run(tmp_path / "a", EASY))
+    with pytest.raises(ValueError, match="does not exist"):
+        compare([tmp_path / "a", tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("resamples", 0, "resamples must be a whole number from 100 to 1,000,000, got 0"),
+        ("resamples", 1e3, "resamples must be a whole number"),
+        ("level", 95, "level must be a number from 0.5 to 0.9999, got 95"),
+        ("level", float("nan"), "level must be"),
+        ("seed", -1, "seed must be"),
+        ("seed", True, "seed must be"),
+    ],
+)
+def test_options_out_of_range(option: str, value: float, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        compare("nowhere", **{option: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", tables.FORMATS)
+def test_every_format_has_the_figures(tmp_path: Path, form: str) -> None:
+    nll = np.array([3.0, 5.0, 4.0, 8.0])
+    differences = compare([run(tmp_path / "a", nll), run(tmp_path / "b", nll + np.array([-1.0, 0.0, -2.0, 1.0]))])
+    text = table(differences, form)
+    assert all(figure in text for figure in ("-0.5", "0.645", str(differences[0].low), "4.5"))
+    with pytest.raises(ValueError, match="unknown format 'pdf'"):
+        table(differences, "pdf")
+
+
+def test_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path / "a", EASY)
+    run(tmp_path / "b", EASY - 2)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["chainrule", "compare", "runs=a,b", "format=markdown", "resamples=200"])
+    cli.main()
+    text = capsys.readouterr().out
+    assert re.search(r"\| b \| [\d.]+ \| -2\.000 ± 0\.000 \| -2\.000 to -2\.000 \| 1,000 \| 0 \|", text)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_compare_yaml_has_the_arguments() -> None:
+    config = yaml.safe_load((ROOT / "conf" / "compare.yaml").read_text(encoding="utf-8"))
+    arguments = inspect.signature(compare).parameters
+    assert set(config) - {"defaults", "hydra", "format"} == set(arguments)
+    assert config["runs"] == "???"
+    assert all(config[key] == arguments[key].default for key in ("resamples", "level", "seed"))
+
+
+def test_comparing_needs_no_torch() -> None:
+    code = "import sys, chainrule.compare; assert not {'torch', 'lightning', 'hydra'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(ROOT / "src")})
