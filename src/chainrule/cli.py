@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shlex
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +27,7 @@ CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parents[1] / "conf"
 # What users get wrong is explained in one message; anything else is a defect of ours and keeps its traceback.
 MISTAKES = (CompactHydraException, OmegaConfBaseException, ValueError, OSError)
 
-PATH_KEYS = ("run", "runs", "out", "paths.data_dir", "paths.cache_dir", "paths.runs")
+PATH_KEYS = ("run", "runs", "out", "bench", "paths.data_dir", "paths.cache_dir", "paths.runs")
 
 USAGE = """chainrule: exact-likelihood autoregressive models of binary images
 
@@ -32,21 +35,30 @@ USAGE = """chainrule: exact-likelihood autoregressive models of binary images
   chainrule evaluate run=DIR          the NLL of a finished run, recomputed
   chainrule sample run=DIR n=64       draw images
   chainrule complete run=DIR          keep half of some test images, draw the rest
+  chainrule mix runs=DIR,DIR          the equal-weight mixture of finished runs
   chainrule tabulate runs=DIR         a table of all finished runs below DIR
+  chainrule report runs=DIR           all about them as one HTML file: table, curves, samples, configurations
+  chainrule compare runs=DIR,DIR      paired differences of test NLL, image by image
+  chainrule search hparams_search=nade
+                                      good settings, found on the validation images
   chainrule bench                     what training and sampling cost on this machine
+  chainrule claims runs=DIR           what the text says of the models, measured on finished runs
 
 `chainrule VERB --help` says which keys a verb knows; `chainrule train -m model=fvsbn,nade seed=0,1,2`
 runs a sweep."""
 
 
 def train(cfg: DictConfig) -> float:
-    from chainrule import experiment, tables  # noqa: PLC0415
+    from chainrule import experiment, sweeps, tables  # noqa: PLC0415
 
-    job = HydraConfig.get()
+    job, record = HydraConfig.get(), None
     try:
-        record = experiment.train(cfg, job.runtime.output_dir, list(job.overrides.task))
+        with sweeps.contained():
+            record = experiment.train(cfg, job.runtime.output_dir, list(job.overrides.task))
     finally:
-        _close_wandb(sys.exc_info()[0] is not None)
+        _close_wandb(failed=record is None)
+    if record is None:
+        return math.nan
     _show(tables.summary(tables.parse(record)))
     return float(record["nll"]["valid"]["mean"])
 
@@ -73,13 +85,50 @@ def complete(cfg: DictConfig) -> None:
     _show(f"written: {experiment.complete(cfg)}")
 
 
+def mix(cfg: DictConfig) -> None:
+    from chainrule import mixing, tables  # noqa: PLC0415
+
+    path, record = mixing.mix(cfg, list(HydraConfig.get().overrides.task))
+    _show(tables.summary(tables.parse(record, path / "result.json")))
+    _show(f"written: {path}")
+
+
 def tabulate(cfg: DictConfig) -> None:
     from chainrule import tables  # noqa: PLC0415
 
+    print(tables.tabulate(_runs(cfg), format=cfg.format, published=cfg.published, invalid=cfg.invalid))
+
+
+def report(cfg: DictConfig) -> None:
+    from chainrule.report import write_report  # noqa: PLC0415
+
+    _show(f"written: {write_report(_runs(cfg), out=cfg.out, bench=cfg.bench, published=cfg.published)}")
+
+
+def _runs(cfg: DictConfig) -> str | list[str]:
     if OmegaConf.is_missing(cfg, "runs"):
         raise ValueError("say where the runs are: runs=DIR, or runs=DIR,DIR")
-    runs = cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs)
-    print(tables.tabulate(runs, format=cfg.format, published=cfg.published, invalid=cfg.invalid))
+    return cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs)
+
+
+def compare(cfg: DictConfig) -> None:
+    from chainrule import compare as comparing  # noqa: PLC0415
+
+    differences = comparing.compare(_runs(cfg), resamples=cfg.resamples, level=cfg.level, seed=cfg.seed)
+    print(comparing.table(differences, format=cfg.format))
+
+
+def search(cfg: DictConfig) -> None:
+    from chainrule import search as searching  # noqa: PLC0415
+
+    job = HydraConfig.get()
+    words = searching.train_words(job.runtime.choices, job.overrides.task)
+    found = searching.Search(cfg, Path(job.runtime.output_dir), words)
+    found.run()
+    _show(searching.summary(found))
+    for best in found.ranking()[:1]:
+        _show(f"the best: {shlex.join(['chainrule', 'train', *found.command(best)])}")
+        _show(f"as an experiment: {searching.write_recipe(found, best)}")
 
 
 def bench(cfg: DictConfig) -> None:
@@ -90,8 +139,15 @@ def bench(cfg: DictConfig) -> None:
         _show(table)
 
 
+def claims(cfg: DictConfig) -> None:
+    from chainrule import claims as measuring  # noqa: PLC0415
+
+    _runs(cfg)
+    print(measuring.claims(cfg))
+
+
 VERBS: dict[str, Callable[[DictConfig], float | None]] = {
-    verb.__name__: verb for verb in (train, evaluate, sample, complete, tabulate, bench)
+    verb.__name__: verb for verb in (train, evaluate, sample, complete, mix, tabulate, report, compare, search, bench, claims)
 }
 
 
@@ -103,18 +159,38 @@ def main() -> None:
         return
     if verb not in VERBS:
         sys.exit(f"chainrule: no command {verb!r}; there are {', '.join(VERBS)}. See chainrule --help")
-    sys.argv = [sys.argv[0], *map(_quoted, words)]
+    words = [_quoted(word) for word in words]
     # OpenMP's threads wait for the next loop by spinning. On cores that others use as well, a long spin keeps
     # the thread that everybody waits for off its core, and a step takes ten times as long; a short one costs nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     traceback = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands every error on: they are reported here
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=verb)(VERBS[verb])()
+        if verb == "train":
+            _train(words)
+        else:
+            _launch(verb, words)
     except MISTAKES as error:
         if traceback:
             raise
         sys.exit(f"chainrule {verb}: {_message(error)}")
+
+
+def _train(words: list[str]) -> None:
+    from chainrule import sweeps  # noqa: PLC0415
+
+    with sweeps.arranged(words, CONF) as (arranged, sweep):
+        if sweep is None:
+            _launch("train", arranged)
+        else:
+            code = sweeps.conduct(sweep, partial(_launch, "train", arranged))
+            _show(sweeps.summary(sweep))
+            sys.exit(code)
+
+
+def _launch(verb: str, words: list[str]) -> None:
+    sys.argv = [sys.argv[0], *words]
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name=verb)(VERBS[verb])()
 
 
 def _message(error: Exception) -> str:
@@ -140,7 +216,8 @@ def _quoted(word: str) -> str:
 def _show(what: RenderableType) -> None:
     from rich.console import Console  # noqa: PLC0415
 
-    Console(soft_wrap=isinstance(what, str)).print(what)
+    text = isinstance(what, str)  # as it is: brackets are Hydra's, not Rich's
+    Console(soft_wrap=text).print(what, markup=not text)
 
 
 def _close_wandb(failed: bool) -> None:
