@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import reference
 import torch
 from hydra.errors import InstantiationException
 from scipy.stats import chisquare
-from zoo import MODELS, ROOT, build, every_image
+from zoo import MODELS, ROOT, build, configuration, every_image
 
 from chainrule.density import AutoregressiveDensity
 from chainrule.models.tabular import Tabular
@@ -20,6 +21,7 @@ from chainrule.orders import GRID_ORDERS
 ORDERS = [*GRID_ORDERS, "spiral", "random-5", [4, 0, 8, 2, 6, 1, 3, 5, 7]]
 
 every_model = pytest.mark.parametrize("name", MODELS)
+every_regularized = pytest.mark.parametrize("name", [name for name in MODELS if "input_dropout" in configuration(name)])
 in_every_order = pytest.mark.parametrize("order", ORDERS, ids=[str(order) for order in ORDERS])
 
 
@@ -218,6 +220,95 @@ def test_output_biases_start_at_the_log_odds(name: str) -> None:
     torch.testing.assert_close(model(x[:1])[0], expected)
 
 
+@every_regularized
+def test_input_dropout_is_for_training_only_and_none_changes_no_bit(name: str) -> None:
+    model, x = build(name), every_image()
+    exact, random_state = model.log_prob(x), torch.get_rng_state()
+    assert torch.equal(model.train().log_prob(x), exact)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    dropping = build(name, input_dropout=0.3)
+    assert torch.equal(dropping.log_prob(x), exact)
+    assert not torch.equal(dropping.train().log_prob(x), exact)
+
+
+@every_regularized
+def test_input_dropout_drops_each_input_alone_and_counts_the_kept_ones_more(name: str) -> None:
+    model, logit, draws = build(name, input_dropout=0.3).train(), getattr(reference, name), 4000
+    z, t = torch.tensor([[1.0, 1, 0, 1, 1, 0, 1, 1, 1]], dtype=torch.float64), 5
+    kept = list(itertools.product([0, 1], repeat=t))
+    expected = torch.tensor([logit(model, [bit * k / 0.7 for bit, k in zip(z[0, :t].tolist(), ks, strict=True)], t)
+                             for ks in kept], dtype=torch.float64)  # fmt: skip
+    chance = torch.tensor([0.7 ** sum(ks) * 0.3 ** (t - sum(ks)) for ks in kept], dtype=torch.float64)
+    mean = (chance * expected).sum()
+    spread = (chance * (expected - mean) ** 2).sum().sqrt()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        drawn = model.conditionals(z.repeat(draws, 1))[:, t].detach()
+    assert (drawn[:, None] - expected).abs().min(1).values.max() < 1e-12
+    assert abs(drawn.mean() - mean) < 4.5 * spread / draws**0.5
+
+
+@every_regularized
+def test_input_dropout_leaves_the_targets(name: str) -> None:
+    model, x = build(name, input_dropout=0.5).train(), every_image()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        logits = model(x)
+        torch.manual_seed(0)
+        nats = model.log_prob(x)
+    torch.testing.assert_close(nats, (torch.sigmoid(logits) * x + torch.sigmoid(-logits) * (1 - x)).log().sum(1))
+
+
+def test_input_dropout_is_the_same_with_a_compiled_kernel() -> None:
+    x = torch.randint(2, (20, 64), generator=torch.Generator().manual_seed(0)).float()
+    gradients = []
+    for kernel in ("numba", "torch"):
+        model = build("nade", shape=(8, 8), hidden=7, kernel=kernel, input_dropout=0.4).float().train()
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            gradients.append(torch.autograd.grad(model.log_prob(x).sum(), list(model.parameters())))
+    for compiled, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-4)
+
+
+@every_regularized
+def test_l2_is_the_log_density_of_a_gaussian_over_the_weights(name: str) -> None:
+    one, other = (build(name, seed=seed, l2=4.0) for seed in (0, 1))
+    biases = ("alpha0", "c", "b")
+    log_density = [
+        sum(torch.distributions.Normal(0, 0.5).log_prob(w).sum() for k, w in m.named_parameters() if k not in biases)
+        for m in (one, other)
+    ]
+    torch.testing.assert_close(one.log_prior() - other.log_prior(), log_density[0] - log_density[1])
+    assert build(name).log_prior() == 0
+
+
+@in_every_order
+def test_smoothness_compares_each_pair_of_pixels_with_its_neighbours(order: str | list[int]) -> None:
+    model = build("fvsbn", order=order, smoothness=0.7)
+    step = model.order.argsort().tolist()
+    weights = {}  # of pixel t on pixel j, where j comes before t
+    for t, j in itertools.product(itertools.product(range(3), repeat=2), repeat=2):
+        if (s := step[3 * j[0] + j[1]]) < (r := step[3 * t[0] + t[1]]):
+            weights[t, j] = reference.causal(model.alpha, r, s)[0]
+    expected = 0.0
+    for (t, j), weight in weights.items():
+        for down, right in ((1, 0), (0, 1)):
+            neighbour = (t[0] + down, t[1] + right), (j[0] + down, j[1] + right)
+            if neighbour in weights:
+                expected -= 0.35 * math.dist(t, j) * (weight - weights[neighbour]) ** 2
+    assert model.log_prior().item() == pytest.approx(expected, rel=1e-6)
+    assert build("fvsbn", order=order, smoothness=0.7, l2=2.0).log_prior().item() == pytest.approx(
+        expected + build("fvsbn", order=order, l2=2.0).log_prior().item(), rel=1e-6
+    )
+
+
+def test_smoothness_leaves_nothing_in_the_checkpoint() -> None:
+    assert build("fvsbn", smoothness=1.0).state_dict().keys() == build("fvsbn").state_dict().keys()
+    with pytest.raises(InstantiationException, match=r"model\.smoothness must be 0 or a positive number, got -1"):
+        build("fvsbn", smoothness=-1)
+
+
 def test_tabular_refuses_what_cannot_fit() -> None:
     with pytest.raises(ValueError, match=r"n = 784 pixels has 2\^784 − 1 ≈ 10\^236 parameters.*data\.side=4"):
         Tabular(shape=(28, 28))
@@ -232,6 +323,18 @@ def test_tabular_in_closed_form_counts(smoothing: float) -> None:
     share = (2 + smoothing) / (3 + 2 * smoothing)  # of three images that begin with 0, two go on with 1
     assert p[:3, 1].tolist() == pytest.approx([share] * 3, abs=1e-9)
     assert p[0, 0].item() == pytest.approx((1 + smoothing) / (4 + 2 * smoothing), abs=1e-9)
+
+
+@pytest.mark.parametrize(("key", "value", "limit"), [
+    ("l2", -1, ""), ("l2", float("inf"), ""), ("l2", "x", ""), ("input_dropout", -0.1, " below 1"),
+    ("input_dropout", 1, " below 1"), ("input_dropout", True, " below 1"), ("input_dropout", float("nan"), " below 1"),
+])  # fmt: skip
+@every_regularized
+def test_regularization_out_of_range(name: str, key: str, value: object, limit: str) -> None:
+    with pytest.raises(
+        InstantiationException, match=rf"model\.{key} must be 0 or a positive number{limit}, got '?{value}'?"
+    ):
+        build(name, **{key: value})
 
 
 @pytest.mark.parametrize(

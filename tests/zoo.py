@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from chainrule.density import AutoregressiveDensity
@@ -18,9 +18,13 @@ MODELS = sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))
 SMALL: dict[str, Any] = {"hidden": 5, "block": 4}  # what a configuration has of these is made small
 
 
+def configuration(name: str) -> DictConfig:
+    return cast(DictConfig, OmegaConf.load(ROOT / "conf/model" / f"{name}.yaml"))
+
+
 def build(name: str, shape: tuple[int, int] = (3, 3), seed: int = 0, **arguments: object) -> AutoregressiveDensity:
     """The model in float64 and evaluation mode, with every parameter perturbed."""
-    cfg = OmegaConf.load(ROOT / "conf/model" / f"{name}.yaml")
+    cfg = configuration(name)
     chosen = {key: value for key, value in (SMALL | arguments).items() if key in cfg}
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -49,6 +49,14 @@ class CausalLinear(nn.Module):
                 z[:, t] = yield a[:, i]
                 a[:, i + 1 :] += z[:, t, None, None] * square[i + 1 :, :, i]
 
+    def dense(self) -> Tensor:
+        """All weights as one (n, n, d): what pixel j adds to the outputs of step t stands at t, j; 0 where j ≥ t."""
+        n, rows = self.blocks[-1][1], []
+        for k, (_, stop) in enumerate(self.blocks):
+            before = [self.past[k - 1]] if k else []
+            rows.append(F.pad(torch.cat([*before, self._square(k)], 2), (0, n - stop)))
+        return torch.cat(rows).transpose(1, 2)
+
     def _block(self, k: int, z: Tensor) -> Tensor:
         start, stop = self.blocks[k]
         inside = F.linear(z[:, start:stop], self._square(k).flatten(0, 1)).view(len(z), stop - start, self.d)

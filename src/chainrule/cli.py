@@ -27,7 +27,10 @@ CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parents[1] / "conf"
 # What users get wrong is explained in one message; anything else is a defect of ours and keeps its traceback.
 MISTAKES = (CompactHydraException, OmegaConfBaseException, ValueError, OSError)
 
-PATH_KEYS = ("run", "runs", "out", "bench", "paths.data_dir", "paths.cache_dir", "paths.runs")
+# Exit codes of a process that was asked to end, as a shell has them.
+STOPPED = {130: "interrupted (Ctrl-C)", 143: "stopped (SIGTERM)"}
+
+PATH_KEYS = ("run", "runs", "out", "file", "images", "bench", "paths.data_dir", "paths.cache_dir", "paths.runs")
 
 USAGE = """chainrule: exact-likelihood autoregressive models of binary images
 
@@ -36,12 +39,16 @@ USAGE = """chainrule: exact-likelihood autoregressive models of binary images
   chainrule sample run=DIR n=64       draw images
   chainrule complete run=DIR          keep half of some test images, draw the rest
   chainrule mix runs=DIR,DIR          the equal-weight mixture of finished runs
+  chainrule certify run=DIR           checks that a run's number is a normalized likelihood; certificate.json
+  chainrule compress run=DIR file=F   the test images, or your own, in one file without loss
+  chainrule decompress run=DIR file=F the images in it
   chainrule tabulate runs=DIR         a table of all finished runs below DIR
   chainrule report runs=DIR           all about them as one HTML file: table, curves, samples, configurations
   chainrule compare runs=DIR,DIR      paired differences of test NLL, image by image
   chainrule search hparams_search=nade
                                       good settings, found on the validation images
   chainrule bench                     what training and sampling cost on this machine
+  chainrule dashboard                 a W&B workspace for all runs of a project
   chainrule claims runs=DIR           what the text says of the models, measured on finished runs
 
 `chainrule VERB --help` says which keys a verb knows; `chainrule train -m model=fvsbn,nade seed=0,1,2`
@@ -56,7 +63,7 @@ def train(cfg: DictConfig) -> float:
         with sweeps.contained():
             record = experiment.train(cfg, job.runtime.output_dir, list(job.overrides.task))
     finally:
-        _close_wandb(failed=record is None)
+        sweeps.finish_wandb(failed=record is None)
     if record is None:
         return math.nan
     _show(tables.summary(tables.parse(record)))
@@ -93,6 +100,28 @@ def mix(cfg: DictConfig) -> None:
     _show(f"written: {path}")
 
 
+def certify(cfg: DictConfig) -> None:
+    from chainrule import certify as proving  # noqa: PLC0415
+
+    certificate = proving.certify(cfg)
+    _show(proving.table(certificate))
+    if not certificate["passed"]:
+        sys.exit(1)
+
+
+def compress(cfg: DictConfig) -> None:
+    from chainrule import archive  # noqa: PLC0415
+
+    _show(archive.table(archive.compress(cfg)))
+
+
+def decompress(cfg: DictConfig) -> None:
+    from chainrule import archive  # noqa: PLC0415
+
+    path, count = archive.decompress(cfg)
+    _show(f"written: {path} ({count:,} images)")
+
+
 def tabulate(cfg: DictConfig) -> None:
     from chainrule import tables  # noqa: PLC0415
 
@@ -119,6 +148,9 @@ def compare(cfg: DictConfig) -> None:
 
 
 def search(cfg: DictConfig) -> None:
+    from chainrule import sweeps  # noqa: PLC0415
+
+    sweeps.require("search")
     from chainrule import search as searching  # noqa: PLC0415
 
     job = HydraConfig.get()
@@ -146,9 +178,22 @@ def claims(cfg: DictConfig) -> None:
     print(measuring.claims(cfg))
 
 
+def dashboard(cfg: DictConfig) -> None:
+    from chainrule import sweeps  # noqa: PLC0415
+
+    sweeps.require("dashboard")
+    from chainrule.dashboard import workspace  # noqa: PLC0415
+
+    _show(f"workspace: {workspace.dashboard(cfg)}")
+
+
 VERBS: dict[str, Callable[[DictConfig], float | None]] = {
-    verb.__name__: verb for verb in (train, evaluate, sample, complete, mix, tabulate, report, compare, search, bench, claims)
-}
+    verb.__name__: verb
+    for verb in (
+        train, evaluate, sample, complete, mix, certify, compress, decompress,
+        tabulate, report, compare, search, bench, claims, dashboard,
+    )
+}  # fmt: skip
 
 
 def main() -> None:
@@ -174,6 +219,11 @@ def main() -> None:
         if traceback:
             raise
         sys.exit(f"chainrule {verb}: {_message(error)}")
+    except (KeyboardInterrupt, SystemExit) as stop:
+        code = 130 if isinstance(stop, KeyboardInterrupt) else stop.code
+        if code in STOPPED:
+            print(f"chainrule {verb}: {STOPPED[code]}; the same command again goes on from there", file=sys.stderr)
+        sys.exit(code)
 
 
 def _train(words: list[str]) -> None:
@@ -185,7 +235,8 @@ def _train(words: list[str]) -> None:
         else:
             code = sweeps.conduct(sweep, partial(_launch, "train", arranged))
             _show(sweeps.summary(sweep))
-            sys.exit(code)
+            if code:
+                sys.exit(code)
 
 
 def _launch(verb: str, words: list[str]) -> None:
@@ -218,9 +269,3 @@ def _show(what: RenderableType) -> None:
 
     text = isinstance(what, str)  # as it is: brackets are Hydra's, not Rich's
     Console(soft_wrap=text).print(what, markup=not text)
-
-
-def _close_wandb(failed: bool) -> None:
-    # Otherwise the next job of a sweep would go on in this job's W&B run.
-    if "wandb" in sys.modules:
-        sys.modules["wandb"].finish(exit_code=int(failed))

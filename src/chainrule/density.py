@@ -1,15 +1,16 @@
-"""The one contract: an autoregressive density of binary images.
+"""The contracts: a density of binary images, and an autoregressive one.
 
     p(x) = ∏ₜ p(x_o(t) | x_o(1), …, x_o(t−1)),   each factor a Bernoulli with a logit of its own.
 
-Inside a model everything is in *chain order*: ``z[:, t] = x[:, order[t]]``. The permutation happens at
-the door, here, once; so every model works in every order.
+Inside an autoregressive model everything is in *chain order*: ``z[:, t] = x[:, order[t]]``. The permutation
+happens at the door, here, once; so every model works in every order.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import final
 
 import torch
@@ -19,8 +20,61 @@ from torch import Tensor, nn
 from chainrule.orders import permutation
 
 
-class AutoregressiveDensity(nn.Module, ABC):
-    """A normalized distribution over {0,1}ⁿ, given by its n conditionals.
+class BinaryDensity(nn.Module, ABC):
+    """A normalized distribution over {0,1}ⁿ that can be evaluated and drawn from exactly.
+
+    Args:
+        shape: (height, width) of the images; n = height · width.
+    """
+
+    def __init__(self, *, shape: Sequence[int]) -> None:
+        super().__init__()
+        height, width = shape
+        self.shape = (int(height), int(width))
+        self.dim = self.shape[0] * self.shape[1]
+
+    @abstractmethod
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-likelihood in nats, (B,), of pixel-indexed images: (B, n) or (B, height, width), 0 or 1.
+
+        Raises:
+            ValueError: the shape is wrong or (outside training) a value is neither 0 nor 1.
+        """
+
+    @abstractmethod
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n images, pixel-indexed (n, height · width), drawn exactly from the model."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def parameter_count(self) -> int:
+        """The number of free parameters; a masked weight is not stored, so it is not counted."""
+        return sum(p.numel() for p in self.parameters())
+
+    @property
+    def effective_parameter_count(self) -> int:
+        """The number of parameters that the likelihood depends on."""
+        return self.parameter_count
+
+    def _flat(self, x: Tensor) -> Tensor:
+        """Images as (B, n), checked, in the precision of the parameters."""
+        x = x.flatten(1)
+        if x.shape[1] != self.dim:
+            raise ValueError(f"images must have {self.dim} pixels ({self.shape[0]}×{self.shape[1]}), got {x.shape[1]}")
+        if not self.training and not bool(((x == 0) | (x == 1)).all()):
+            raise ValueError("images must be binary: every pixel 0 or 1. Binarize them first, as data= does")
+        return x.to(self.dtype)
+
+
+class AutoregressiveDensity(BinaryDensity):
+    """A density given by its n conditionals.
 
     A model supplies :meth:`conditionals`; everything else follows from it. It may override :meth:`walk` and
     :meth:`draw` with faster implementations of the same distribution (tests hold them equal).
@@ -33,10 +87,7 @@ class AutoregressiveDensity(nn.Module, ABC):
     order: Tensor
 
     def __init__(self, *, shape: Sequence[int], order: str | Sequence[int] = "raster") -> None:
-        super().__init__()
-        height, width = shape
-        self.shape = (int(height), int(width))
-        self.dim = self.shape[0] * self.shape[1]
+        super().__init__(shape=shape)
         self.register_buffer("order", permutation(order, self.shape))
 
     # ---- what a model supplies ------------------------------------------------------------------
@@ -79,20 +130,6 @@ class AutoregressiveDensity(nn.Module, ABC):
 
     # ---- what everybody uses --------------------------------------------------------------------
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
-
-    @property
-    def parameter_count(self) -> int:
-        """The number of free parameters; a masked weight is not stored, so it is not counted."""
-        return sum(p.numel() for p in self.parameters())
-
-    @property
-    def effective_parameter_count(self) -> int:
-        """The number of parameters that the likelihood depends on."""
-        return self.parameter_count
-
     @final  # type: ignore[misc] # torch declares it as an attribute
     def forward(self, x: Tensor) -> Tensor:
         """Pixel-indexed (B, n) bits → pixel-indexed (B, n) logits."""
@@ -100,18 +137,12 @@ class AutoregressiveDensity(nn.Module, ABC):
 
     @final
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log-likelihood in nats, (B,), of pixel-indexed images: (B, n) or (B, height, width), 0 or 1.
-
-        Raises:
-            ValueError: the shape is wrong or (outside training) a value is neither 0 nor 1.
-        """
         z = self._to_chain(x)
         return F.logsigmoid((2 * z - 1) * self.conditionals(z)).sum(1)
 
     @final
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n images, pixel-indexed (n, height · width), drawn exactly from the model."""
         return self._to_pixels(self.draw(self._uniforms(n, generator)))
 
     @final
@@ -146,12 +177,7 @@ class AutoregressiveDensity(nn.Module, ABC):
         return torch.rand(n, self.dim, generator=generator, dtype=self.dtype, device=device).to(self.order.device)
 
     def _to_chain(self, x: Tensor) -> Tensor:
-        x = x.flatten(1)
-        if x.shape[1] != self.dim:
-            raise ValueError(f"images must have {self.dim} pixels ({self.shape[0]}×{self.shape[1]}), got {x.shape[1]}")
-        if not self.training and not bool(((x == 0) | (x == 1)).all()):
-            raise ValueError("images must be binary: every pixel 0 or 1. Binarize them first, as data= does")
-        return x.to(self.dtype).index_select(1, self.order)
+        return self._flat(x).index_select(1, self.order)
 
     def _to_pixels(self, z: Tensor) -> Tensor:
         return torch.empty_like(z).index_copy(1, self.order, z)
@@ -169,12 +195,30 @@ def log_odds(z: Tensor, limit: float = 5.0) -> Tensor:
     return torch.logit(ones / (len(z) + 1)).clamp(-limit, limit)
 
 
-def positive(name: str, value: int) -> int:
-    """Returns a hyperparameter that must be a whole number above 0.
+def gaussian(weights: Iterable[Tensor], precision: float) -> Tensor:
+    """log N(w; 0, 1/precision) of all these weights together, up to a constant: −precision/2 · Σ w²."""
+    return -precision / 2 * sum((w.square().sum() for w in weights), torch.zeros(()))
+
+
+def at_least_0(name: str, value: float, below: float = math.inf) -> float:
+    """Returns a hyperparameter that must be 0 or a positive number, below a limit.
 
     Raises:
         ValueError: it is anything else.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < below:
+        limit = f" below {below:g}" if below < math.inf else ""
+        raise ValueError(f"{name} must be 0 or a positive number{limit}, got {value!r}")
+    return value
+
+
+def positive(name: str, value: int, most: float = math.inf) -> int:
+    """Returns a hyperparameter that must be a whole number above 0, and no more than ``most``.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        limit = f" and at most {most:,}" if most < math.inf else ""
+        raise ValueError(f"{name} must be a whole number of at least 1{limit}, got {value!r}")
     return value

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import sys
 import time
-import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,32 @@ import lightning as L
 import numpy as np
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
+from torch.nn import functional as F
 
 from chainrule import runs, tables
 from chainrule.callbacks import EpochLines, ProgressBar
+from chainrule.checkpoints import PREVIOUS, Progress, Savers, SealedFiles, progress, restore_metrics, resumable
+from chainrule.dashboard.shown import Dashboard, conclude
+from chainrule.dashboard.tracker import Tracker
 from chainrule.data import Images
-from chainrule.density import AutoregressiveDensity
+from chainrule.density import AutoregressiveDensity, BinaryDensity
+from chainrule.files import remove_parts, write_whole
 from chainrule.module import DensityModule
 from chainrule.pictures import save_completions, save_grid
+from chainrule.processes import SharedLog, errors_of_children
 from chainrule.runs import RunDir
 
 log = logging.getLogger(__name__)
 
 TRAIN_SUBSET = 10_000  # training images scored for the record: the first ones, as many as are in the test set
 SCORE_BATCH = 1000
+COMPLETED = 8  # test images in a run's completions.png
+SIGTERM_CODE = 143
 
 # What a number in the configuration may be. Models and data check what is theirs.
 RANGES: dict[str, tuple[type, float, float]] = {
@@ -45,8 +55,10 @@ RANGES: dict[str, tuple[type, float, float]] = {
     "trainer.gradient_clip_val": (float, 1e-12, 1e12),
     "callbacks.ema.decay": (float, 0, 1),
     "callbacks.early_stopping.patience": (int, 1, 1_000_000),
+    "logger.wandb.pictures": (int, 1, 1_000_000),
     "n": (int, 1, 1_000_000),
     "draws": (int, 1, 1000),
+    "k": (int, 12, 20),
     "keep": (float, 0, 1),
 }
 
@@ -74,6 +86,9 @@ def check(cfg: DictConfig) -> None:
 def train(cfg: DictConfig, run_dir: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """One run: fit, select on the validation images, score the test images once, write the record.
 
+    A run that was interrupted in this directory goes on from its last epoch; of one that has finished, the record is
+    returned at once.
+
     Args:
         cfg: the composed configuration of ``conf/train.yaml``.
         run_dir: where everything goes.
@@ -83,81 +98,174 @@ def train(cfg: DictConfig, run_dir: str | Path, overrides: Sequence[str] = ()) -
         The record, as it stands in ``result.json``.
 
     Raises:
-        ValueError: the configuration cannot work, or training diverged.
+        ValueError: the configuration cannot work, training diverged, or the directory holds another run.
         OSError: images cannot be found, or files not be written.
+        KeyboardInterrupt: Ctrl-C was pressed.
+        SystemExit: with code 143, the process was asked to end (SIGTERM).
     """
-    check(cfg)
     run = RunDir(Path(run_dir))
-    if run.config.exists():
-        raise ValueError(f"{run.path} holds a run already; give this one another hydra.run.dir")
-    run.path.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(cfg, run.config, resolve=True)
-    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    with runs.lock(run.path):
+        if record := runs.earlier(run, cfg):
+            log.info("%s is finished already", run.path)
+            return record
+        with runs.failure_noted(run):
+            fitted = _fit(cfg, run)
+            return _record(cfg, run, fitted, overrides)
 
+
+@dataclass(frozen=True)
+class Fitted:
+    """A density that was trained and selected on the validation images; no test image has been looked at."""
+
+    density: AutoregressiveDensity
+    data: Images
+    valid: np.ndarray  # NLL of each validation image in nats, (N,) float64
+    progress: Progress
+    loggers: Sequence[Logger]
+
+    @property
+    def nll(self) -> float:
+        """The mean NLL of the validation images in nats."""
+        return float(self.valid.mean())
+
+
+def fit(cfg: DictConfig, run_dir: str | Path, callbacks: Sequence[Callback] = ()) -> Fitted:
+    """Trains and selects, and leaves the test images alone: what a search needs.
+
+    It goes on where it was interrupted, as :func:`train` does, and leaves no record.
+
+    Args:
+        cfg: the composed configuration of ``conf/train.yaml``.
+        run_dir: where everything goes.
+        callbacks: more than the configuration names.
+
+    Raises:
+        ValueError, OSError, KeyboardInterrupt, SystemExit: as :func:`train`.
+    """
+    run = RunDir(Path(run_dir))
+    with runs.lock(run.path):
+        runs.earlier(run, cfg)
+        return _fit(cfg, run, callbacks)
+
+
+def _fit(cfg: DictConfig, run: RunDir, callbacks: Sequence[Callback] = ()) -> Fitted:
+    check(cfg)
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    data, density = _build(cfg)
+    runs.claim(run, cfg)
+    log.info(
+        "%s with %s parameters on %s; everything goes to %s",
+        model_name(cfg), f"{density.parameter_count:,}", data.name, run.path,
+    )  # fmt: skip
+    module = _module(cfg, density, data)
+    trainer = _trainer(cfg, run, [*callbacks, Savers(run.checkpoints)])
+    _run(trainer, module, data, run)
+    best = runs.load_selected(run)
+    return Fitted(best, data, nll_per_image(best, data.valid), progress(run.checkpoints), trainer.loggers)
+
+
+def _build(cfg: DictConfig) -> tuple[Images, AutoregressiveDensity]:
+    """The images, in memory, and the density as it is before the first step."""
     data: Images = instantiate(cfg.data, _convert_="all")
     density: AutoregressiveDensity = instantiate(cfg.model, shape=data.shape, _convert_="all")
     data.prepare_data()
     data.setup("fit")
     density.initialize(data.train[:, density.order])
-    log.info(
-        "%s with %s parameters on %s; everything goes to %s",
-        model_name(cfg), f"{density.parameter_count:,}", data.name, run.path,
-    )  # fmt: skip
-
-    trainer, module, seconds = _fit(cfg, run, density, data)
-    best = runs.load_model(run.path)
-    scores = {split: nll_per_image(best, images) for split, images in _splits(data).items()}
-    np.savez_compressed(run.nll_test, nll=scores["test"])
-    record = {
-        "schema": tables.SCHEMA,
-        "model": model_name(cfg),
-        "kernel": module.kernel,
-        "order": cfg.model.order if isinstance(cfg.model.order, str) else "given",
-        "parameters": {"count": best.parameter_count, "effective": best.effective_parameter_count},
-        "data": {"name": data.name, "side": data.side, "n": best.dim, "sha256": data.sha256},
-        "seed": cfg.seed,
-        "nll": {split: statistics(nll) for split, nll in scores.items()},
-        "bits_per_pixel": float(scores["test"].mean()) / math.log(2) / best.dim,
-        "best_epoch": int(torch.load(run.best, weights_only=True)["epoch"]),
-        "epochs": trainer.current_epoch,
-        "seconds": seconds,
-        "images_per_second": module.images_per_second,
-        "sampling": _draw_samples(best, run, cfg),
-        **runs.provenance(),
-        "overrides": list(overrides),
-        "config": OmegaConf.to_container(cfg, resolve=True),
-    }
-    _finish(trainer.loggers, record)
-    runs.write_json(run.record, record)
-    return record
+    return data, density
 
 
-def _fit(
-    cfg: DictConfig, run: RunDir, density: AutoregressiveDensity, data: Images
-) -> tuple[L.Trainer, DensityModule, float]:
-    """Trains into ``run.checkpoints``; returns what trained, and the seconds it took."""
-    module = DensityModule(
+def _module(cfg: DictConfig, density: AutoregressiveDensity, data: Images) -> DensityModule:
+    return DensityModule(
         density,
         optimizer=instantiate(cfg.optimizer, _convert_="all"),
         scheduler=instantiate(cfg.scheduler, _convert_="all"),
         train_size=len(data.train),
+        seed=cfg.seed,
     )
-    callbacks = _callbacks(cfg, run)
+
+
+def _trainer(cfg: DictConfig, run: RunDir, callbacks: Sequence[Callback]) -> L.Trainer:
+    chosen = [*_callbacks(cfg), *callbacks, SharedLog()]
     make_trainer: Callable[..., L.Trainer] = instantiate(cfg.trainer, _partial_=True, _convert_="all")
-    trainer = make_trainer(
+    return make_trainer(
         accelerator=_accelerator(cfg.trainer.accelerator),
-        callbacks=callbacks,
-        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+        callbacks=chosen,
+        plugins=[SealedFiles()],
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in chosen),
         logger=_loggers(cfg, run) or False,
         default_root_dir=run.path,
     )
-    started = time.perf_counter()
-    trainer.fit(module, datamodule=data)
-    seconds = time.perf_counter() - started
+
+
+def _run(trainer: L.Trainer, module: DensityModule, data: Images, run: RunDir) -> None:
+    """Trains into ``run.checkpoints``, from the last of them where there is one."""
+    remove_parts(run.path)
+    checkpoint = resumable(run.checkpoints)
+    if checkpoint:
+        log.info("going on from %s", checkpoint)
+    with _interruptible(trainer), errors_of_children():
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+    if trainer.num_devices > 1:  # the processes that trained are gone, and with them what their loggers knew
+        restore_metrics(trainer, run.checkpoints)
     if not run.best.is_file():  # max_epochs=0: what is there was written down, not trained
         trainer.validate(module, datamodule=data, verbose=False)
         trainer.save_checkpoint(run.best)
-    return trainer, module, seconds
+
+
+@contextmanager
+def _interruptible(trainer: L.Trainer) -> Iterator[None]:
+    """Lightning ends a process that is asked to end with code 0, and one that is interrupted with code 1."""
+    try:
+        yield
+        if trainer.received_sigterm:  # after the last step, where Lightning no longer looks
+            raise SIGTERMException
+    except SIGTERMException:
+        raise SystemExit(SIGTERM_CODE) from None
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+
+
+def _record(cfg: DictConfig, run: RunDir, fitted: Fitted, overrides: Sequence[str]) -> dict[str, Any]:
+    """Scores what was fitted, and writes everything that a finished run has, the record last."""
+    best, data = fitted.density, fitted.data
+    train, _, test = splits(data).values()
+    scores = {"train": nll_per_image(best, train), "valid": fitted.valid, "test": nll_per_image(best, test)}
+    pixels = nats_per_pixel(best, test)
+    save_test(run, nll=scores["test"], pixels=pixels)
+    save_completed(best, test[:COMPLETED], run.completions, seed=cfg.seed)
+    record = {
+        "schema": tables.SCHEMA,
+        "model": model_name(cfg),
+        "kernel": fitted.progress.kernel,
+        "order": cfg.model.order if isinstance(cfg.model.order, str) else "given",
+        **scored(best, data, scores),
+        "seed": cfg.seed,
+        "best_epoch": fitted.progress.best_epoch,
+        "epochs": fitted.progress.epochs,
+        "seconds": fitted.progress.seconds,
+        "images_per_second": fitted.progress.images_per_second,
+        "sampling": draw_samples(best, run, cfg),
+        "checkpoint_sha256": runs.checkpoint_sha256(run),
+        **runs.provenance(),
+        "overrides": runs.public_words(overrides),
+        "config": runs.public_config(cfg),
+    }
+    _finish(fitted, run, record, nll=scores["test"], pixels=pixels)
+    runs.write_json(run.record, record)
+    (run.checkpoints / PREVIOUS).unlink(missing_ok=True)  # nobody goes on from there any more
+    return record
+
+
+def scored(density: BinaryDensity, data: Images, scores: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What the record of any density says of its scores: of each split, the NLL of every image."""
+    return {
+        "parameters": {"count": density.parameter_count, "effective": density.effective_parameter_count},
+        "data": {"name": data.name, "side": data.side, "n": density.dim, "sha256": data.sha256},
+        "nll": {split: statistics(nll) for split, nll in scores.items()},
+        "bits_per_pixel": float(scores["test"].mean()) / math.log(2) / density.dim,
+    }
 
 
 def _accelerator(name: str) -> str:
@@ -169,15 +277,9 @@ def _accelerator(name: str) -> str:
     return name
 
 
-def _callbacks(cfg: DictConfig, run: RunDir) -> list[Callback]:
+def _callbacks(cfg: DictConfig) -> list[Callback]:
     chosen = [instantiate(callback, _convert_="all") for callback in cfg.callbacks.values()]
-    return [*chosen, *_progress(cfg), *savers(run)]
-
-
-def savers(run: RunDir) -> list[Callback]:
-    """Write ``best.ckpt`` and ``last.ckpt``: two, since one with save_last does so only when there is a new best."""
-    saver = partial(ModelCheckpoint, dirpath=run.checkpoints, enable_version_counter=False)
-    return [saver(filename="best", monitor="val/nll", mode="min"), saver(filename="last")]
+    return [Dashboard(), *chosen, *_progress(cfg)]  # in front: callbacks behind one that averages see raw weights
 
 
 def _progress(cfg: DictConfig) -> list[Callback]:
@@ -188,26 +290,32 @@ def _progress(cfg: DictConfig) -> list[Callback]:
 
 def _loggers(cfg: DictConfig, run: RunDir) -> list[Logger]:
     makers: Sequence[Callable[..., Logger]] = [instantiate(m, _convert_="all") for m in cfg.logger.values()]
-    config = OmegaConf.to_container(cfg, resolve=True)
-    return [make(run_dir=run.path, name=f"{model_name(cfg)}-s{cfg.seed}", config=config) for make in makers]
+    about = {"name": f"{model_name(cfg)}-s{cfg.seed}", "model": model_name(cfg), "data": data_name(cfg)}
+    return [make(run_dir=run.path, config=runs.public_config(cfg), **about) for make in makers]
 
 
-def _finish(loggers: Sequence[Logger], record: dict[str, Any]) -> None:
+def _finish(fitted: Fitted, run: RunDir, record: dict[str, Any], *, nll: np.ndarray, pixels: np.ndarray) -> None:
+    """Tells the loggers how it ended."""
     test = record["nll"]["test"]
-    summary = {"test/nll": test["mean"], "test/nll_stderr": test["stderr"]}
-    for logger in loggers:
-        logger.log_metrics(summary, step=None)
+    for logger in fitted.loggers:
+        if isinstance(logger, Tracker):
+            conclude(
+                logger, run, record, steps=fitted.progress.steps, density=fitted.density, images=fitted.data.test,
+                nll=nll, pixels=pixels,
+            )  # fmt: skip
+        else:
+            logger.log_metrics({"test/nll": test["mean"], "test/nll_stderr": test["stderr"]}, step=None)
         logger.save()
 
 
-def _draw_samples(density: AutoregressiveDensity, run: RunDir, cfg: DictConfig) -> dict[str, float]:
+def draw_samples(density: BinaryDensity, run: RunDir, cfg: DictConfig) -> dict[str, float]:
     """Writes ``samples.png``; returns the seconds for all its images at once, and for one alone."""
     (_, latency), (images, seconds) = _timed_sample(density, 1, cfg.seed), _timed_sample(density, cfg.samples, cfg.seed)
     save_grid(images, density.shape, run.samples)
     return {"images": cfg.samples, "seconds": seconds, "latency": latency}
 
 
-def _timed_sample(density: AutoregressiveDensity, n: int, seed: int) -> tuple[Tensor, float]:
+def _timed_sample(density: BinaryDensity, n: int, seed: int) -> tuple[Tensor, float]:
     density.sample(n)  # compiled here, where it is not timed
     generator = torch.Generator().manual_seed(seed)
     started = time.perf_counter()
@@ -226,8 +334,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """
     check(cfg)
     density, config = runs.load_model(cfg.run), runs.load_config(runs.open_run(cfg.run))
-    data = _load_data(cfg, OmegaConf.select(cfg, "data") or config.data)
-    images = _splits(data).get(cfg.split)
+    data = load_data(cfg, OmegaConf.select(cfg, "data") or config.data)
+    images = splits(data).get(cfg.split)
     if images is None:
         raise ValueError(f"split must be train, valid or test, got {cfg.split!r}")
     if data.shape != density.shape:
@@ -256,36 +364,60 @@ def sample(cfg: DictConfig) -> Path:
 def complete(cfg: DictConfig) -> Path:
     """Completes test images from the first part of the order; writes original, masked and draws side by side."""
     check(cfg)
-    density, config = runs.load_model(cfg.run), runs.load_config(runs.open_run(cfg.run))
-    data = _load_data(cfg, config.data)
-    generator = torch.Generator().manual_seed(cfg.seed)
-    images = data.test[torch.randperm(len(data.test), generator=generator)[: cfg.n]]
-    observed = torch.zeros(density.dim, dtype=torch.bool)
-    observed[density.order[: round(cfg.keep * density.dim)]] = True
-    draws = density.complete(images.repeat_interleave(cfg.draws, 0), observed, generator)
+    density, config = runs.load_autoregressive(cfg.run), runs.load_config(runs.open_run(cfg.run))
+    data = load_data(cfg, config.data)
+    chosen = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(cfg.seed))[: cfg.n]
     out = Path(cfg.out or Path(cfg.run) / "completions.png").expanduser()
-    save_completions(images, observed, draws.view(len(images), cfg.draws, -1), density.shape, out)
+    save_completed(density, data.test[chosen], out, keep=cfg.keep, draws=cfg.draws, seed=cfg.seed)
     return out
 
 
-def _load_data(cfg: DictConfig, data_cfg: DictConfig) -> Images:
+def save_completed(
+    density: AutoregressiveDensity, images: Tensor, path: Path, *, keep: float = 0.5, draws: int = 6, seed: int = 0
+) -> None:
+    """Completes images (B, n) from the first ``keep`` of the order, ``draws`` times each, and writes them as a grid."""
+    observed = torch.zeros(density.dim, dtype=torch.bool)
+    observed[density.order[: round(keep * density.dim)]] = True
+    generator = torch.Generator().manual_seed(seed)
+    drawn = density.complete(images.repeat_interleave(draws, 0), observed, generator)
+    save_completions(images, observed, drawn.view(len(images), draws, -1), density.shape, path)
+
+
+def load_data(cfg: DictConfig, data_cfg: DictConfig) -> Images:
     paths = {"data_dir": cfg.paths.data_dir, "cache_dir": cfg.paths.cache_dir}  # of this machine, not of the run's
-    data: Images = instantiate(data_cfg, **paths, _convert_="all")
+    data = runs.instance(data_cfg, Images, **paths)  # type: ignore[type-abstract]
     data.prepare_data()
     data.setup("test")
     return data
 
 
-def _splits(data: Images) -> dict[str, Tensor]:
+def splits(data: Images) -> dict[str, Tensor]:
     return {"train": data.train[:TRAIN_SUBSET], "valid": data.valid, "test": data.test}
 
 
 @torch.inference_mode()
-def nll_per_image(density: AutoregressiveDensity, images: Tensor) -> np.ndarray:
+def nll_per_image(density: BinaryDensity, images: Tensor) -> np.ndarray:
     """−log p(x) in nats of each image, (N,) float64; the model computes in its own precision."""
-    device = density.order.device
+    device = density.device
     nats = [-density.log_prob(x.to(device)).double().cpu() for x in images.split(SCORE_BATCH)]
     return torch.cat(nats).numpy()
+
+
+@torch.inference_mode()
+def nats_per_pixel(density: AutoregressiveDensity, images: Tensor) -> np.ndarray:
+    """The mean of −log p(pixel given what precedes it) over images, (n,) float64 nats, by pixel."""
+    total = torch.zeros(density.dim, dtype=torch.float64)
+    for x in images.split(SCORE_BATCH):
+        z = x.to(density.device, density.dtype)
+        total += -F.logsigmoid((2 * z - 1) * density(z)).double().sum(0).cpu()
+    return (total / len(images)).numpy()
+
+
+def save_test(run: RunDir, **nats: np.ndarray) -> None:
+    """Writes ``nll_test.npz``, in nats: ``nll`` of each test image (N,), its mean at each pixel, ``pixels`` (n,)."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **nats)
+    write_whole(run.nll_test, buffer.getvalue())
 
 
 def statistics(nll: np.ndarray) -> dict[str, float | int]:
@@ -300,8 +432,6 @@ def model_name(cfg: DictConfig) -> str:
     return str(cfg.model._target_).split(".")[-2]
 
 
-# What libraries say of themselves and nobody can act on.
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-logging.getLogger("matplotlib").setLevel(logging.WARNING)
-warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.* is deprecated")
-warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
+def data_name(cfg: DictConfig) -> str:
+    """The name of the data's class: chainrule.data.Static is ``static``."""
+    return str(cfg.data._target_).split(".")[-1].lower()

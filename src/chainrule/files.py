@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from pathlib import Path
 
+# A ZIP archive, as torch writes it, ends with the length of a comment and the comment; the seal is the comment.
+LABEL = b"sha256:"
+SEAL = len(LABEL) + 64
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that never looks finished before it is.
+
+def write_whole(path: Path, content: bytes, *, previous: Path | None = None) -> None:
+    """Writes a file that never looks finished before it is, and that outlives a loss of power once it does.
+
+    Args:
+        path: the file; its folder is made where it is missing.
+        content: of the file.
+        previous: the name that the file's predecessor takes; None replaces it.
 
     Raises:
         OSError: the folder cannot be made or written.
@@ -21,6 +31,46 @@ def write_whole(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            path.replace(previous)
         part.replace(path)
+        _sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """Makes the names in a folder outlive a loss of power, too."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_parts(folder: Path) -> None:
+    """Removes what writers left behind that were killed. Nobody else may be writing below ``folder``."""
+    for part in folder.rglob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
+def seal(archive: bytes) -> bytes:
+    """A ZIP archive without a comment, with its SHA-256 as its comment: still the same archive to every reader."""
+    assert archive[-22:-18] == b"PK\5\6"
+    return archive[:-2] + SEAL.to_bytes(2, "little") + LABEL + _digest(archive)
+
+
+def is_sealed(content: bytes) -> bool:
+    """Whether a file ends with a seal, broken or not."""
+    return content[-SEAL:].startswith(LABEL)
+
+
+def is_intact(content: bytes) -> bool:
+    """Whether a file has a seal and is what was sealed, bit for bit."""
+    if not is_sealed(content):
+        return False
+    return content[-64:] == _digest(content[: -SEAL - 2] + b"\0\0")
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()

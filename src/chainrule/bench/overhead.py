@@ -19,9 +19,9 @@ from torch import Tensor
 from chainrule.bench.clock import Clock, spread
 from chainrule.bench.job import Job
 from chainrule.callbacks import csv_logger
+from chainrule.checkpoints import Savers, SealedFiles
 from chainrule.data.images import Batches
 from chainrule.density import AutoregressiveDensity
-from chainrule.experiment import savers
 from chainrule.module import DensityModule
 from chainrule.runs import RunDir
 
@@ -67,7 +67,8 @@ class Epoch:
         make = instantiate(self.cfg.trainer, _partial_=True, _convert_="all")
         trainer: L.Trainer = make(
             accelerator="cpu", max_epochs=1, enable_progress_bar=False,
-            callbacks=[watch, *savers(RunDir(folder))], logger=[log], default_root_dir=folder,
+            callbacks=[watch, Savers(RunDir(folder).checkpoints)], plugins=[SealedFiles()], logger=[log],
+            default_root_dir=folder,
         )  # fmt: skip
         return trainer
 

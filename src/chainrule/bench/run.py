@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from chainrule import runs
 from chainrule.bench import growth, machine, memory, overhead, speed
@@ -64,8 +64,8 @@ def run(cfg: DictConfig, run_dir: str | Path, overrides: Sequence[str] = ()) -> 
         "memory_method": memory.method(),
         "instructions": machine.instructions(),
         "seconds": time.perf_counter() - started,
-        "overrides": list(overrides),
-        "config": OmegaConf.to_container(cfg, resolve=True),
+        "overrides": runs.public_words(overrides),
+        "config": runs.public_config(cfg),
     }  # fmt: skip
     runs.write_json(out / "bench.json", record)
     save_plot(record, out / "bench.png")

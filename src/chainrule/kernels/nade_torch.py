@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_ELEMENTS = 1 << 21  # hidden states held at once: 8 MB in float32
+CHUNK_ELEMENTS = 1 << 18  # hidden states held at once: 1 MB in float32, which a core's cache can hold
 
 
 def conditionals(z: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor) -> Tensor:

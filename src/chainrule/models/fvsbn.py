@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chainrule.causal import CausalLinear
-from chainrule.density import AutoregressiveDensity, log_odds, positive
+from chainrule.density import AutoregressiveDensity, at_least_0, gaussian, log_odds, positive
 from chainrule.kernels.nade import compiled_walks
 
 
@@ -26,17 +27,37 @@ class FVSBN(AutoregressiveDensity):
     Args:
         shape: (height, width).
         order: see :func:`chainrule.orders.permutation`.
+        l2: precision of a Gaussian prior on the α but α₀; 0 is plain maximum likelihood.
+        smoothness: of a Gaussian prior on how α changes over the image, see :class:`Smoothness`.
+        input_dropout: in training, the probability with which each input is off; a kept one counts 1/(1 − it).
+            What is to be predicted stays. Everywhere else the model is exact.
         block: steps computed together; changes the speed, not the model.
     """
 
-    def __init__(self, *, shape: Sequence[int], order: str | Sequence[int] = "raster", block: int = 112) -> None:
+    def __init__(
+        self,
+        *,
+        shape: Sequence[int],
+        order: str | Sequence[int] = "raster",
+        l2: float = 0.0,
+        smoothness: float = 0.0,
+        input_dropout: float = 0.0,
+        block: int = 112,
+    ) -> None:
         super().__init__(shape=shape, order=order)
+        self.l2 = at_least_0("model.l2", l2)
+        self.smoothness = Smoothness(self, smoothness)
+        self.input_dropout = at_least_0("model.input_dropout", input_dropout, below=1)
         self.alpha0 = nn.Parameter(torch.zeros(self.dim))
         self.alpha = CausalLinear(self.dim, 1, block=positive("model.block", block), scale=0.0)
 
     def conditionals(self, z: Tensor) -> Tensor:
-        weighted: Tensor = self.alpha(z)
+        weighted: Tensor = self.alpha(F.dropout(z, self.input_dropout, self.training))
         return self.alpha0 + weighted.squeeze(2)
+
+    def log_prior(self) -> Tensor:
+        prior = gaussian(self.alpha.parameters(), self.l2) if self.l2 else super().log_prior()
+        return prior + self.smoothness(self.alpha.dense()[:, :, 0]) if self.smoothness.precision else prior
 
     @torch.no_grad()
     def walk(self, batch: int) -> Generator[Tensor, Tensor, None]:
@@ -54,3 +75,46 @@ class FVSBN(AutoregressiveDensity):
     @torch.no_grad()
     def initialize(self, z: Tensor) -> None:
         self.alpha0.copy_(log_odds(z))
+
+
+class Smoothness(nn.Module):
+    r"""A Gaussian prior on how the weight of a pair of pixels changes when the pair moves over the image.
+
+    .. math:: \log p(\alpha) = -\frac\lambda2 \sum_{(t,j)} \sum_{(t',j')}
+              \|t - j\| \, \big(\alpha_j^{(t)} - \alpha_{j'}^{(t')}\big)^2
+
+    up to a constant, where (t', j') is (t, j) moved down or right by one pixel, and ‖t − j‖ a distance in pixels.
+    Strokes look alike wherever they are, so what one pixel says of another changes slowly from place to place; the
+    more so the further apart they are, since there most of it is noise.
+
+    Args:
+        density: whose shape and order the weights have.
+        precision: λ; at 0 there is no such prior.
+    """
+
+    step: Tensor  # (n,): when a pixel is visited
+    down: Tensor  # (h − 1, w, h − 1, w): the distance of t and j; 0 where one of the two weights does not exist
+    right: Tensor  # (h, w − 1, h, w − 1)
+
+    def __init__(self, density: AutoregressiveDensity, precision: float) -> None:
+        super().__init__()
+        self.precision = at_least_0("model.smoothness", precision)
+        self.shape = density.shape
+        if precision:
+            step = density.order.argsort()
+            places = torch.cartesian_prod(*map(torch.arange, self.shape)).to(torch.get_default_dtype())
+            distance = torch.cdist(places, places) * (step[:, None] > step)
+            self.register_buffer("step", step, persistent=False)
+            for name, pair in zip(("down", "right"), self._moved(distance), strict=True):
+                self.register_buffer(name, torch.minimum(*pair), persistent=False)
+
+    def forward(self, weights: Tensor) -> Tensor:
+        """Log density in nats, a scalar, of weights (n, n) in chain order: row t, column j."""
+        by_pixel = weights.index_select(0, self.step).index_select(1, self.step)
+        pairs = zip(self._moved(by_pixel), (self.down, self.right), strict=True)
+        return -self.precision / 2 * torch.stack([(far * (a - b).square()).sum() for (a, b), far in pairs]).sum()
+
+    def _moved(self, pairs: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """What belongs to pairs of pixels (n, n), beside what belongs to the pairs one pixel down and right of them."""
+        a = pairs.view(*self.shape, *self.shape)
+        return [(a[:-1, :, :-1], a[1:, :, 1:]), (a[:, :-1, :, :-1], a[:, 1:, :, 1:])]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chainrule.causal import CausalLinear
-from chainrule.density import AutoregressiveDensity, log_odds, positive
+from chainrule.density import AutoregressiveDensity, at_least_0, gaussian, log_odds, positive
 from chainrule.kernels.nade import compiled_walks
 
 
@@ -30,6 +31,9 @@ class MLP(AutoregressiveDensity):
         shape: (height, width).
         hidden: d, the hidden units of each pixel's network.
         order: see :func:`chainrule.orders.permutation`.
+        l2: precision of a Gaussian prior on A and α; 0 is plain maximum likelihood.
+        input_dropout: in training, the probability with which each input is off; a kept one counts 1/(1 − it).
+            What is to be predicted stays. Everywhere else the model is exact.
         block: steps computed together; changes the speed, not the model.
         init_scale: standard deviation of the initial weights.
     """
@@ -40,19 +44,27 @@ class MLP(AutoregressiveDensity):
         shape: Sequence[int],
         hidden: int = 16,
         order: str | Sequence[int] = "raster",
+        l2: float = 0.0,
+        input_dropout: float = 0.0,
         block: int = 28,
         init_scale: float = 0.05,
     ) -> None:
         super().__init__(shape=shape, order=order)
-        n, d = self.dim, positive("model.hidden", hidden)
+        self.l2 = at_least_0("model.l2", l2)
+        self.input_dropout = at_least_0("model.input_dropout", input_dropout, below=1)
+        n, d = self.dim, positive("model.hidden", hidden, most=1_000)
+        at_least_0("model.init_scale", init_scale)
         self.A = CausalLinear(n, d, block=positive("model.block", block), scale=init_scale)
         self.c = nn.Parameter(torch.zeros(n, d))
         self.alpha = nn.Parameter(torch.randn(n, d) * init_scale)
         self.b = nn.Parameter(torch.zeros(n))
 
     def conditionals(self, z: Tensor) -> Tensor:
-        h = torch.sigmoid(self.A(z) + self.c)
+        h = torch.sigmoid(self.A(F.dropout(z, self.input_dropout, self.training)) + self.c)
         return (self.alpha * h).sum(2) + self.b
+
+    def log_prior(self) -> Tensor:
+        return gaussian([*self.A.parameters(), self.alpha], self.l2) if self.l2 else super().log_prior()
 
     @torch.no_grad()
     def walk(self, batch: int) -> Generator[Tensor, Tensor, None]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chainrule.density import AutoregressiveDensity, log_odds, positive
+from chainrule.density import AutoregressiveDensity, at_least_0, gaussian, log_odds, positive
 from chainrule.kernels import nade as kernels
 
 
@@ -30,6 +31,9 @@ class NADE(AutoregressiveDensity):
         shape: (height, width).
         hidden: d, the hidden units.
         order: see :func:`chainrule.orders.permutation`.
+        l2: precision of a Gaussian prior on W and V; 0 is plain maximum likelihood.
+        input_dropout: in training, the probability with which each input is off; a kept one counts 1/(1 − it).
+            What is to be predicted stays. Everywhere else the model is exact.
         kernel: ``auto``, ``numba``, ``triton`` or ``torch``: which implementation computes the conditionals.
         init_scale: standard deviation of the initial W and V.
     """
@@ -40,12 +44,17 @@ class NADE(AutoregressiveDensity):
         shape: Sequence[int],
         hidden: int = 500,
         order: str | Sequence[int] = "raster",
+        l2: float = 0.0,
+        input_dropout: float = 0.0,
         kernel: str = "auto",
         init_scale: float = 0.01,
     ) -> None:
         super().__init__(shape=shape, order=order)
+        self.l2 = at_least_0("model.l2", l2)
+        self.input_dropout = at_least_0("model.input_dropout", input_dropout, below=1)
         self.kernel = kernels.check(kernel)
-        n, d = self.dim, positive("model.hidden", hidden)
+        n, d = self.dim, positive("model.hidden", hidden, most=100_000)
+        at_least_0("model.init_scale", init_scale)
         self.W = nn.Parameter(torch.randn(n, d) * init_scale)  # W[t] is the column W_{·,t}
         self.c = nn.Parameter(torch.zeros(d))
         self.V = nn.Parameter(torch.randn(n, d) * init_scale)  # V[t] is the row V_{t,·}
@@ -61,7 +70,14 @@ class NADE(AutoregressiveDensity):
         return kernels.backend(self.kernel, self.W.device, self.W.dtype)
 
     def conditionals(self, z: Tensor) -> Tensor:
-        return kernels.conditionals(z, self.W, self.c, self.V, self.b, kernel=self.kernel)
+        W: Tensor = self.W
+        if self.training and self.input_dropout:
+            # The kernels know bits only: the factor of the kept ones is one of W.
+            z, W = F.dropout(z, self.input_dropout).ne(0).to(z.dtype), W / (1 - self.input_dropout)
+        return kernels.conditionals(z, W, self.c, self.V, self.b, kernel=self.kernel)
+
+    def log_prior(self) -> Tensor:
+        return gaussian([self.W, self.V], self.l2) if self.l2 else super().log_prior()
 
     @torch.no_grad()
     def walk(self, batch: int) -> Generator[Tensor, Tensor, None]:

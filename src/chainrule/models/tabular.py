@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chainrule.density import AutoregressiveDensity
+from chainrule.density import AutoregressiveDensity, at_least_0
 
 LIMIT = 20  # pixels; a million parameters
 CERTAIN = 30.0  # the logit of a bit that never (always) was on: σ(−30) is about 10⁻¹³
@@ -50,10 +50,8 @@ class Tabular(AutoregressiveDensity):
                 f"a truth table over n = {n} pixels has 2^{n} − 1 ≈ 10^{round(n * math.log10(2))} parameters; "
                 f"at most n = {LIMIT} fits. Make the images smaller: data.side=4"
             )
-        if not 0 <= smoothing < math.inf:
-            raise ValueError(f"model.smoothing must be 0 or a positive number, got {smoothing}")
         super().__init__(shape=shape, order=order)
-        self.smoothing = smoothing
+        self.smoothing = at_least_0("model.smoothing", smoothing)
         self.closed_form = closed_form
         self.theta = nn.Parameter(torch.zeros(2**n - 1))
 

@@ -1,0 +1,184 @@
+"""The text's claims, each with the rule by which the figures decide whether it holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from chainrule.claims.figures import Figures, Place, difference, same_images
+from chainrule.claims.formulas import FORMULAS, largest_nade
+from chainrule.tables.words import nats
+
+Verdict = Literal["holds", "does not hold", "depends", "not measured"]
+
+CLOSE = 0.01  # a KL below this share of the entropy is as good as 0
+BOUNDED = 1.1  # a quotient that grows by no more is bounded
+CLEAR = 2  # standard errors of a difference that is no chance
+SLOW = 10  # times the cost of scoring an image that make drawing one slow
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One comparison that a rule asks for: its outcome, and the figures in words."""
+
+    bears_out: bool
+    figures: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the text, the rule in words, and the same in code: all findings that the figures allow."""
+
+    text: str
+    rule: str
+    find: Callable[[Sequence[Place]], Iterable[Finding]]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What became of a claim."""
+
+    claim: str
+    rule: str
+    verdict: Verdict
+    figures: tuple[str, ...]
+
+
+def judge(places: Sequence[Place]) -> list[Judgement]:
+    """A judgement of every claim."""
+    return [_judgement(claim, list(claim.find(places))) for claim in CLAIMS]
+
+
+def _judgement(claim: Claim, findings: Sequence[Finding]) -> Judgement:
+    return Judgement(claim.text, claim.rule, _verdict(findings), tuple(finding.figures for finding in findings))
+
+
+def _verdict(findings: Sequence[Finding]) -> Verdict:
+    if not findings:
+        return "not measured"
+    if all(finding.bears_out for finding in findings):
+        return "holds"
+    return "depends" if any(finding.bears_out for finding in findings) else "does not hold"
+
+
+# ---- parameters -------------------------------------------------------------------------------------
+
+
+def _exponential(places: Sequence[Place]) -> Iterable[Finding]:
+    largest = max((place.n for place in places), default=0)
+    for place in places:
+        for f in place.of("tabular"):
+            yield Finding(f.parameters == 2**f.n - 1, f"{f.parameters:,} at n = {f.n}; {_digits(largest)}")
+
+
+def _digits(n: int) -> str:
+    return f"2^{n} − 1 ≈ 10^{round(n * math.log10(2))} at n = {n}"
+
+
+def _grows(model: str, places: Sequence[Place]) -> Iterable[Finding]:
+    formula = FORMULAS[model]
+    counted = sorted(
+        {(formula.leading(f.n, f.d or 0), f.parameters, f.n, f.d) for place in places for f in place.of(model)},
+        key=lambda point: point[0],
+    )
+    if len({n for _, _, n, _ in counted}) < 2:
+        return
+    exact = all(parameters == formula.count(n, d or 0) for _, parameters, n, d in counted)
+    (low, fewest, *_), (high, most, *_) = counted[0], counted[-1]
+    bounded = most / high <= BOUNDED * fewest / low
+    yield Finding(exact and bounded, ", ".join(_count(formula.order, *point) for point in counted))
+
+
+def _count(order: str, leading: int, parameters: int, n: int, d: int | None) -> str:
+    hidden = "" if d is None else f", d = {d}"
+    return f"{parameters:,} = {parameters / leading:.3f} {order} (n = {n}{hidden})"
+
+
+def _fewer(than: str, places: Sequence[Place]) -> Iterable[Finding]:
+    for place, (nade, other) in same_images(places, "nade", than):
+        words = f"{nade.name} {nade.parameters:,}, {other.name} {other.parameters:,}"
+        yield Finding(nade.parameters < other.parameters, f"n = {place.n}: {words}{_crossing(than, place.n)}")
+
+
+def _crossing(than: str, n: int) -> str:
+    return f" (NADE has fewer up to d = {largest_nade(n)})" if than == "fvsbn" else ""
+
+
+# ---- likelihood -------------------------------------------------------------------------------------
+
+
+def _represents(places: Sequence[Place]) -> Iterable[Finding]:
+    for place, (table,) in same_images(places, "tabular"):
+        yield Finding(
+            table.kl_train < CLOSE * place.train.entropy,
+            f"n = {place.n}: KL {table.kl_train:.4f} to the training images, of entropy {nats(place.train.entropy)}; "
+            f"{table.kl_test:.4f} to the test images",
+        )
+
+
+def _expressive(places: Sequence[Place]) -> Iterable[Finding]:
+    for place, (mlp, fvsbn) in same_images(places, "mlp", "fvsbn"):
+        yield Finding(mlp.train < fvsbn.train, f"n = {place.n}, training images: {_two(mlp, fvsbn, 'train')}")
+        yield _better(place, mlp, fvsbn)
+
+
+def _better_nade(places: Sequence[Place]) -> Iterable[Finding]:
+    return (_better(place, nade, fvsbn) for place, (nade, fvsbn) in same_images(places, "nade", "fvsbn"))
+
+
+def _better_though_smaller(places: Sequence[Place]) -> Iterable[Finding]:
+    for place, (fvsbn,) in same_images(places, "fvsbn"):
+        nade = place.selected("nade", below=fvsbn.parameters)
+        if nade:
+            yield _better(place, nade, fvsbn)
+
+
+def _better(place: Place, one: Figures, other: Figures) -> Finding:
+    mean, stderr = difference(one, other)
+    sizes = f"{one.parameters:,} and {other.parameters:,} parameters"
+    words = f"n = {place.n}, test images: {_two(one, other, 'test')}, difference {mean:+.4f} ± {stderr:.4f} ({sizes})"
+    return Finding(mean < -CLEAR * stderr, words)
+
+
+def _two(one: Figures, other: Figures, split: str) -> str:
+    return ", ".join(f"{f.name} {nats(getattr(f, split))}" for f in (one, other))
+
+
+# ---- sampling ---------------------------------------------------------------------------------------
+
+
+def _slow(places: Sequence[Place]) -> Iterable[Finding]:
+    for place in places:
+        for f in (f for model in FORMULAS if (f := place.selected(model))):
+            passes, walk = (drawn / f.seconds.score_one for drawn in (f.seconds.passes_one, f.seconds.draw_one))
+            yield Finding(passes > SLOW, f"n = {f.n}, {f.name}: {passes:.3g} times as long by n full passes")
+            yield Finding(walk > SLOW, f"{walk:.2g} times by the model's own walk")
+
+
+# ---- all of them ------------------------------------------------------------------------------------
+
+GROWTH = (
+    "every count is the formula's, and its quotient by the order is at most "
+    f"{BOUNDED:g} times as large for the largest model as for the smallest; two n at least"
+)
+FIT = f"its KL to the training images is below {CLOSE:.0%} of their entropy"
+BETTER = f"a test NLL lower by more than {CLEAR} standard errors of the paired difference, at every n"
+FEWER = "of the models with the lowest validation NLL, at every n"
+LONG = f"drawing an image takes more than {SLOW} times as long as scoring one, in either way"
+
+CLAIMS = (
+    Claim("a truth table can represent any distribution", FIT, _represents),
+    Claim("a truth table needs exponentially many parameters", "its count is 2ⁿ − 1", _exponential),
+    Claim("FVSBN has O(n²) parameters", GROWTH, partial(_grows, "fvsbn")),
+    Claim("MLP, a network per pixel, has O(n²d) parameters", GROWTH, partial(_grows, "mlp")),
+    Claim("MLP is more expressive than FVSBN", f"a lower NLL on the training images, and {BETTER}", _expressive),
+    Claim("NADE has O(nd) parameters", GROWTH, partial(_grows, "nade")),
+    Claim("NADE has fewer parameters than MLP", FEWER, partial(_fewer, "mlp")),
+    Claim("NADE has fewer parameters than FVSBN", FEWER, partial(_fewer, "fvsbn")),
+    Claim("NADE is still better than FVSBN", BETTER, _better_nade),
+    Claim("so is a NADE with fewer parameters than FVSBN", BETTER, _better_though_smaller),
+    Claim("sampling is sequential, and so slow", LONG, _slow),
+)

@@ -1,0 +1,136 @@
+"""Densities that claim what is not so: each mistake has been made in published code."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from chainrule.density import AutoregressiveDensity
+from chainrule.models.fvsbn import FVSBN
+from chainrule.models.nade import NADE
+from chainrule.orders import permutation
+
+
+class PeekingFVSBN(FVSBN):
+    """A mask off by one: step t sees its own pixel."""
+
+    def conditionals(self, z: Tensor) -> Tensor:
+        return super().conditionals(z) + 0.5 * z
+
+
+class LateMaskFVSBN(FVSBN):
+    """The same mistake at one step only, near the end."""
+
+    def conditionals(self, z: Tensor) -> Tensor:
+        logits = super().conditionals(z)
+        return logits.index_add(1, torch.tensor([self.dim - 2]), 0.5 * z[:, -1:])
+
+
+class DoubleSigmoidInWalk(NADE):
+    """``walk``, and the sampler on top of it, take the probability for a logit."""
+
+    def walk(self, batch: int) -> Generator[Tensor, Tensor, None]:
+        steps = super().walk(batch)
+        logits = next(steps)
+        for t in range(self.dim):
+            z_t = yield torch.sigmoid(logits)
+            logits = steps.send(z_t) if t + 1 < self.dim else logits
+
+    def draw(self, u: Tensor) -> Tensor:
+        return super(NADE, self).draw(u)
+
+
+class DoubleSigmoidInDraw(FVSBN):
+    """Only the sampler does."""
+
+    @torch.no_grad()
+    def draw(self, u: Tensor) -> Tensor:
+        z = torch.zeros_like(u)
+        for t in range(self.dim):
+            z[:, t] = u[:, t] < torch.sigmoid(torch.sigmoid(self.conditionals(z)[:, t]))
+        return z
+
+
+class DoubleSigmoidInLogProb(FVSBN):
+    """Only the likelihood does."""
+
+    def log_prob(self, x: Tensor) -> Tensor:  # type: ignore[misc]
+        x = x.flatten(1).to(self.dtype)
+        return F.logsigmoid((2 * x - 1) * torch.sigmoid(self(x))).sum(1)
+
+
+class UnnormalizedLogProb(FVSBN):
+    """Probabilities of ones only: zeros are free."""
+
+    def log_prob(self, x: Tensor) -> Tensor:  # type: ignore[misc]
+        return (F.logsigmoid(self(x)) * x.flatten(1).to(self.dtype)).sum(1)
+
+
+class AveragedLogits(FVSBN):
+    """Logits of two orders, averaged: the likelihood of neither."""
+
+    def conditionals(self, z: Tensor) -> Tensor:
+        return (super().conditionals(z) + super().conditionals(z.flip(1)).flip(1)) / 2
+
+
+class BatchNormalized(NADE):
+    """Logits normalized by mean and variance of whatever else is in the batch."""
+
+    def conditionals(self, z: Tensor) -> Tensor:
+        return F.batch_norm(super().conditionals(z), None, None, training=True, eps=0.1)
+
+
+class SamplerInAnotherOrder(FVSBN):
+    """The sampler believes that its bits are in raster order."""
+
+    def draw(self, u: Tensor) -> Tensor:
+        return super().draw(u)[:, self.order]
+
+
+class SampleInAnotherOrder(FVSBN):
+    """``sample`` forgets to put the bits back where they belong."""
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:  # type: ignore[misc]
+        return self.draw(torch.rand(n, self.dim, generator=generator, dtype=self.dtype))
+
+
+class WalkInAnotherOrder(FVSBN):
+    """``walk`` visits the pixels in an order of its own."""
+
+    def walk(self, batch: int) -> Generator[Tensor, Tensor, None]:
+        steps = super().walk(batch)
+        other = permutation("random-9", self.shape)
+        weights = [next(steps)]
+        for t in range(self.dim):
+            z_t = yield weights[-1] * (-1.0) ** int(other[t] % 2)
+            if t + 1 < self.dim:
+                weights.append(steps.send(z_t))
+
+
+class Forgetful(FVSBN):
+    """Computes other numbers every time: nothing it has coded can be read."""
+
+    calls = 0
+
+    def walk(self, batch: int) -> Generator[Tensor, Tensor, None]:
+        Forgetful.calls += 1
+        shift = Forgetful.calls
+        steps = super().walk(batch)
+        logits = next(steps)
+        for t in range(self.dim):
+            z_t = yield logits + shift
+            logits = steps.send(z_t) if t + 1 < self.dim else logits
+
+
+class NotANumber(FVSBN):
+    """One logit is no number."""
+
+    def conditionals(self, z: Tensor) -> Tensor:
+        return super().conditionals(z).index_fill(1, torch.tensor([5]), float("nan"))
+
+    def walk(self, batch: int) -> Generator[Tensor, Tensor, None]:
+        return AutoregressiveDensity.walk(self, batch)

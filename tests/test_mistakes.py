@@ -1,0 +1,267 @@
+"""What users, disks and strangers get wrong: one message with the value and the cure, and nothing half-written."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from chainrule import cli
+from chainrule.data import sources
+from chainrule.data.sources import File
+
+TOY = ["data=toy", "logger=none", "trainer.enable_progress_bar=false", "trainer.max_epochs=1", "samples=1"]
+LEFT = {"train.log", "failure.txt", "config.yaml"}  # what a run that failed may leave
+Arrange = Callable[[Path, pytest.MonkeyPatch], object]  # prepares the working folder, which has a finished run in RUN
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command and what it must say, as a regular expression; "RUN" in it is a finished run of model=fvsbn."""
+
+    words: list[str]
+    said: str
+    arrange: Arrange | None = None
+
+
+def training(said: str, *words: str, arrange: Arrange | None = None) -> Case:
+    data = [word for word in TOY if word.partition("=")[0] not in {given.partition("=")[0] for given in words}]
+    return Case(["train", *data, *words], said, arrange)
+
+
+def numbers(key: str, said: str, *values: str, more: tuple[str, ...] = ()) -> dict[str, Case]:
+    """A number that must be refused in each of several ways, by a message that names its key and what was given."""
+    return {f"{key}={value}": training(f"{key} {said}", f"{key}={value}", *more) for value in values}
+
+
+# ---- what is on the disk ------------------------------------------------------------------------------
+
+
+def edit_record(**fields: object) -> Arrange:
+    def arrange(folder: Path, _: pytest.MonkeyPatch) -> None:
+        file = folder / "RUN/result.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+    return arrange
+
+
+def edit_config(change: Callable[[dict[str, dict[str, object]]], object]) -> Arrange:
+    def arrange(folder: Path, _: pytest.MonkeyPatch) -> None:
+        file = folder / "RUN/config.yaml"
+        config = yaml.safe_load(file.read_text())
+        change(config)
+        file.write_text(yaml.safe_dump(config))
+
+    return arrange
+
+
+def checkpoint(damage: Callable[[Path], object]) -> Arrange:
+    return lambda folder, _: damage(folder / "RUN/checkpoints/best.ckpt")
+
+
+class Malicious:
+    """Unpickling it makes a folder."""
+
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return os.mkdir, ("executed",)
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+IMAGE = b" ".join(b"01"[i % 2 : i % 2 + 1] for i in range(784)) + b"\n"
+FILES = dict.fromkeys(("train.amat", "valid.amat", "test.amat"), IMAGE * 3)
+
+
+def images(change: Callable[[bytes], bytes | None], *, known: bool = False) -> Arrange:
+    """Three files of images, the last one changed; ``known``: it is the changed one that is expected."""
+
+    def arrange(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = FILES | {"test.amat": change(FILES["test.amat"])}
+        expected = {name: (found[name] if known else content) or content for name, content in FILES.items()}
+        files = tuple(File(n, len(c), hashlib.sha256(c).hexdigest()) for n, c in expected.items())
+        monkeypatch.setattr(sources, "STATIC", files)
+        monkeypatch.setattr(sources, "STATIC_ADDRESS", "http://127.0.0.1:9/")  # the discard port: refused at once
+        for name, content in found.items():
+            if content is not None:
+                (folder / name).write_bytes(content)
+
+    return arrange
+
+
+def touch(name: str) -> Arrange:
+    return lambda folder, _: (folder / name).touch()
+
+
+STATIC = ("data=static", "paths.data_dir=.", "paths.cache_dir=cache")
+PATIENT = ("callbacks=[early_stopping]",)
+
+CASES = {
+    # words
+    "no such command": Case(["trian"], "no command 'trian'.*train"),
+    "unknown key": training("Could not override 'sed'", "sed=1"),
+    "unknown model": training(r"Could not find 'model/nad'[\s\S]*nade", "model=nad"),
+    "unknown data": training(r"Could not find 'data/mnist'[\s\S]*seeded", "data=mnist"),
+    "unknown order": training("unknown order 'zigzag': choose one of raster", "model.order=zigzag"),
+    "unknown kernel": training("model.kernel must be one of auto, numba", "model.kernel=fast"),
+    "unknown argument": training("unexpected keyword argument 'depth'", "+model.depth=3"),
+    "group set to null": training("logger=none", "logger=null"),
+    "a list without its end": training(r"input '\[ema'", "callbacks=[ema"),
+    "two values without a sweep": training("--multirun", "seed=1,2"),
+    "neither auto nor never": training("resume must be auto or never, got 'yes'", "resume='yes'"),
+    # numbers: negative, zero, not a number, huge, mistyped
+    **numbers("optimizer.lr", "must be a number from 1e-12 to 100", "-1", "0", "nan", "inf", "1e30", "fast", "true"),
+    **numbers("optimizer.weight_decay", "must be a number from 0 to 100", "-1", "nan", "1e9", "some"),
+    **numbers("optimizer.momentum", "must be a number from 0 to 0.9999", "1", "-0.5", more=("optimizer=sgd",)),
+    **numbers("seed", "must be a whole number from 0", "-1", "1.5", "4294967296", "nan", "today"),
+    **numbers("samples", "must be a whole number from 1 to 10000", "0", "-1", "10001", "many"),
+    **numbers("trainer.max_epochs", "must be a whole number from 0", "-1", "1.5", "nan", "1000001", "all"),
+    **numbers("trainer.gradient_clip_val", "must be a number from 1e-12", "0", "-1", "nan", "yes"),
+    **numbers("trainer.devices", "must be a whole number from 1 to", "0", "-1", "1.5", "100000", "all"),
+    **numbers("data.batch_size", "must be a whole number from 1", "0", "-1", "1.5", "nan", "1e300", "all"),
+    **numbers("data.eval_batch_size", "must be a whole number from 1", "0", "-1", "nan", "all"),
+    **numbers("data.side", "must be one of 2, 3", "0", "-1", "1.5", "nan", "1000000", "all"),
+    **numbers("model.hidden", "must be a whole number of at least 1 and at most 100,000", "0", "-1", "1.5", "nan",
+              "1000000000", "lots"),
+    **{f"mlp: {k}": v for k, v in numbers("model.hidden", "must be a whole number of at least 1 and at most 1,000",
+                                          "0", "1000000", more=("model=mlp",)).items()},
+    **numbers("model.block", "must be a whole number of at least 1", "0", "1.5", "wide", more=("model=fvsbn",)),
+    **numbers("model.init_scale", "must be 0 or a positive number", "-1", "nan", "inf", "small"),
+    **numbers("model.l2", "must be 0 or a positive number", "-1", "nan", "strong"),
+    **numbers("model.input_dropout", "must be 0 or a positive number below 1", "-0.1", "1", "nan", "half"),
+    **numbers("model.smoothing", "must be 0 or a positive number", "-1", "nan", "much", more=("model=tabular",)),
+    **numbers("callbacks.ema.decay", "must be a number from 0 to 1", "-1", "1.5", "nan", more=("callbacks=[ema]",)),
+    **numbers("callbacks.early_stopping.patience", "must be a whole number from 1", "0", "1.5", more=PATIENT),
+    **numbers("scheduler.final", "is a fraction of the learning rate, 0 to 1", "-1", "2", "nan"),
+    **numbers("scheduler.tau", ", in steps, must be above 0", "0", "-1", "nan", more=("scheduler=inverse_time",)),
+    "table too large": training(r"2\^49 − 1.*data\.side=4", "model=tabular", "data.side=7"),
+    "MNIST of an odd size": training("data.side must be one of 28, 14, 7, 4", "data=seeded", "data.side=5"),
+    "no GPU": training("no CUDA GPU is at hand: use trainer.accelerator=cpu", "trainer.accelerator=gpu"),
+    "no such accelerator": training("trainer.accelerator=abacus.*auto, cpu", "trainer.accelerator=abacus"),
+    "no such precision": training("trainer.precision.*8-bits", "trainer.precision=8-bits"),
+    "diverged": training("not finite at step 1, in epoch 0.*learning rate of.*Lower", "model.init_scale=1e38"),
+    # files of images
+    "images missing": training("not complete in .*test.amat.*paths.data_dir=FOLDER", *STATIC,
+                               arrange=images(lambda _: None)),
+    "images truncated": training("test.amat is truncated: .* bytes instead of", *STATIC,
+                                 arrange=images(lambda c: c[:-10])),
+    "images empty": training("test.amat is truncated: 0 bytes instead of", *STATIC, arrange=images(lambda _: b"")),
+    "images too long": training("test.amat is too long", *STATIC, arrange=images(lambda c: c + c)),
+    "images altered": training("test.amat is corrupt: SHA-256", *STATIC, arrange=images(lambda c: c[::-1])),
+    "images compressed by another program": training(
+        "test.amat is truncated", *STATIC, arrange=images(gzip.compress)),
+    "a pixel that is 2": training("test.amat: every value must be 0 or 1", *STATIC,
+                                  arrange=images(lambda c: c.replace(b"1", b"2", 1), known=True)),
+    "a pixel too few": training("test.amat: .* no whole number of images of 784", *STATIC,
+                                arrange=images(lambda c: c[2:], known=True)),
+    "no such data folder": training("not complete in nowhere", "data=static", "paths.data_dir=nowhere",
+                                    arrange=images(lambda c: c)),
+    # run directories
+    "no run": Case(["evaluate"], "missing: run"),
+    "no such run": Case(["sample", "run=nowhere"], "nowhere is not a run directory: .*chainrule train"),
+    "a run that is a file": Case(["sample", "run=RUN/result.json"], "is not a run directory"),
+    "no such split": Case(["evaluate", "run=RUN", "split=dev"], "split must be train, valid or test, got 'dev'"),
+    "images of another size": Case(["evaluate", "run=RUN", "data=toy", "data.side=4"],
+                                   r"\(3, 3\).*\(4, 4\).*data\.side"),
+    "no such picture format": Case(["sample", "run=RUN", "out=x.gif"], "out must end in .png or .npy, got x.gif"),
+    "no images": Case(["sample", "run=RUN", "n=0"], "n must be a whole number from 1 to .*, got 0"),
+    "too many images": Case(["sample", "run=RUN", "n=100000000"], "n must be a whole number from 1 to"),
+    "nowhere to write": Case(["sample", "run=RUN", "out=no/such/folder.png"], "no/such/folder.png"),
+    "keep more than all": Case(["complete", "run=RUN", "keep=1.5"], "keep must be a number from 0 to 1, got 1.5"),
+    "no runs": Case(["tabulate"], "runs=DIR"),
+    "no such runs": Case(["tabulate", "runs=nowhere"], "nowhere"),
+    "no such table format": Case(["tabulate", "runs=RUN", "format=word"], "unknown format 'word'"),
+    "a record of a newer program": Case(["tabulate", "runs=RUN"], r"result.json.*schema.*99", edit_record(schema=99)),
+    "a record that is no JSON": Case(["tabulate", "runs=RUN"], "result.json",
+                                     lambda folder, _: (folder / "RUN/result.json").write_text("{")),
+    "another run in the directory": training("RUN holds a run already.*another hydra.run.dir", "hydra.run.dir=RUN"),
+    "the same run, not to be resumed": training(
+        "RUN holds a run already", "model=fvsbn", "resume=never", "hydra.run.dir=RUN"),
+    # checkpoints
+    "a checkpoint that is gone": Case(["sample", "run=RUN"], "best.ckpt does not exist", checkpoint(Path.unlink)),
+    "a torn checkpoint": Case(["sample", "run=RUN"], "best.ckpt is damaged, or no checkpoint",
+                              checkpoint(lambda file: file.write_bytes(file.read_bytes()[:1000]))),
+    "an empty checkpoint": Case(["sample", "run=RUN"], "best.ckpt is damaged",
+                                checkpoint(lambda file: file.write_bytes(b""))),
+    "one bit of a checkpoint": Case(["sample", "run=RUN"], "best.ckpt.*checksum does not match", checkpoint(flip)),
+    "a foreign checkpoint": Case(["sample", "run=RUN"], "best.ckpt is damaged, or no checkpoint of chainrule",
+                                 checkpoint(lambda file: torch.save({"weights": torch.zeros(3)}, file))),
+    "a malicious checkpoint": Case(["evaluate", "run=RUN"], "best.ckpt is damaged, or no checkpoint of chainrule",
+                                   checkpoint(lambda f: torch.save({"state_dict": Malicious()}, f))),
+    "a checkpoint of another model": Case(
+        ["sample", "run=RUN"], "best.ckpt does not fit the model of",
+        edit_config(lambda c: c.update(model={"_target_": "chainrule.models.nade.NADE"}))),
+    # configurations of strangers
+    "a model that is a command": Case(["sample", "run=RUN"], "_target_: os.system cannot be built here",
+                                      edit_config(lambda c: c.update(model={"_target_": "os.system"}))),
+    "a model that is a process": Case(
+        ["sample", "run=RUN"], "_target_: subprocess.Popen is no AutoregressiveDensity",
+        edit_config(lambda c: c.update(model={"_target_": "subprocess.Popen", "args": ["mkdir", "executed"]}))),
+    "a command inside a model": Case(
+        ["sample", "run=RUN"], "unknown order|order",
+        edit_config(lambda c: c["model"].update(order={"_target_": "os.mkdir", "path": "executed"}))),
+    "data that are a process": Case(
+        ["evaluate", "run=RUN"], "_target_: subprocess.Popen is no Images",
+        edit_config(lambda c: c.update(data={"_target_": "subprocess.Popen", "args": ["mkdir", "executed"]}))),
+    "a configuration that is a list": Case(["sample", "run=RUN"], "config.yaml holds no mapping",
+                                           lambda folder, _: (folder / "RUN/config.yaml").write_text("- 1\n")),
+    "a configuration that is no YAML": Case(["sample", "run=RUN"], "config.yaml",
+                                            lambda folder, _: (folder / "RUN/config.yaml").write_text("{a: [")),
+    # output folders
+    "a file where runs go": training("runs", "paths.runs=runs", arrange=touch("runs")),
+    "a file where this run goes": training("r", "hydra.run.dir=r", arrange=touch("r")),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, by the command itself."""
+    folder = tmp_path_factory.mktemp("trained")
+    command = [str(Path(sys.executable).with_name("chainrule")), "train", *TOY, "model=fvsbn", "hydra.run.dir=RUN"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder / "RUN"
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_mistake_is_one_message_and_leaves_nothing_half_written(
+    case: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mistake = CASES[case]
+    shutil.copytree(trained, tmp_path / "RUN")
+    monkeypatch.chdir(tmp_path)
+    if mistake.arrange:
+        mistake.arrange(tmp_path, monkeypatch)
+    before = snapshot(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["chainrule", *mistake.words])
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert isinstance(stop.value.code, str)  # Python writes it to stderr, and exits with 1
+    assert re.search(mistake.said, stop.value.code), stop.value.code
+    assert stop.value.code.startswith("chainrule")
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+    after = snapshot(tmp_path)
+    assert {name: after.get(name) for name in before} == before
+    assert {Path(name).name for name in after.keys() - before.keys()} <= LEFT
+    assert not (tmp_path / "executed").exists()
