@@ -303,6 +303,16 @@ def test_smoothness_compares_each_pair_of_pixels_with_its_neighbours(order: str 
     )
 
 
+def test_the_gradient_of_smoothness_is_that_of_its_value() -> None:
+    model = build("fvsbn", order="spiral", smoothness=0.7)
+    weights = [w.detach().requires_grad_() for w in model.alpha.parameters()]
+    gradients = torch.autograd.grad(model.smoothness(weights), weights)
+    step = [torch.randn_like(w) * 1e-4 for w in weights]
+    ahead, behind = ([w + sign * s for w, s in zip(weights, step, strict=True)] for sign in (1, -1))
+    slope = sum((g * s).sum() for g, s in zip(gradients, step, strict=True))
+    assert slope.item() == pytest.approx((model.smoothness(ahead) - model.smoothness(behind)).item() / 2, rel=1e-6)
+
+
 def test_smoothness_leaves_nothing_in_the_checkpoint() -> None:
     assert build("fvsbn", smoothness=1.0).state_dict().keys() == build("fvsbn").state_dict().keys()
     with pytest.raises(InstantiationException, match=r"model\.smoothness must be 0 or a positive number, got -1"):

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -94,29 +93,6 @@ def test_a_json_file_is_whole_or_absent(tmp_path: Path) -> None:
         write_json(tmp_path / "a.json", {"x": float("nan")})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-
-
-def test_no_network_costs_no_more_than_our_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not callbacks._reachable("https://no-such-host.invalid")
-    assert not callbacks._reachable("http://127.0.0.1:1")
-    forever = threading.Event()
-    monkeypatch.setattr("socket.create_connection", lambda *_: forever.wait(60))
-    assert not callbacks._reachable("https://a-host-that-does-not-answer.invalid")
-    forever.set()
-
-
-@pytest.mark.slow
-def test_an_offline_wandb_run_holds_what_a_dashboard_needs(tmp_path: Path) -> None:
-    words = ["model=fvsbn", "data=toy", "trainer.max_epochs=2", "trainer.enable_progress_bar=false", "hydra.run.dir=r"]
-    command = [str(Path(sys.executable).with_name("chainrule")), "train", *words]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"HOME": str(tmp_path)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "wandb sync" in done.stdout
-    assert "wandb:" not in done.stdout + done.stderr
-    (folder,) = (tmp_path / "r/wandb").glob("offline-run-*")
-    content = b"".join(path.read_bytes() for path in folder.glob("*.wandb"))
-    assert all(name in content for name in (b"val/nll", b"train/nll", b"test/nll", b"fvsbn-s0"))
 
 
 def test_metrics_are_written_after_every_epoch(tmp_path: Path) -> None:

@@ -398,10 +398,14 @@ class Remembering(Tracker):
 
 
 class Averages(L.Callback):
-    """Keeps a sample from the averaged weights of every epoch, taken from where Lightning has them."""
+    """Keeps a sample from the averaged weights of every epoch, taken from where Lightning has them; and gradients."""
 
     def __init__(self, average: EMAWeightAveraging) -> None:
         self.average, self.samples, self.raw = average, [], []
+        self.gradients: list[torch.Tensor] = []
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: object) -> None:
+        self.gradients.append(torch.cat([p.grad.flatten() for p in pl_module.parameters() if p.grad is not None]))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for kept, module in ((self.samples, self.average._average_model.module), (self.raw, pl_module)):
@@ -413,7 +417,7 @@ def test_samples_in_training_come_from_the_averaged_weights(tmp_path: Path, monk
     tracker, average = Remembering(), EMAWeightAveraging(decay=0.99, use_buffers=False)
     after = Averages(average)
     module = DensityModule(
-        build("fvsbn").float(),
+        build("fvsbn").float().train(),
         optimizer=lambda p: torch.optim.SGD(p, lr=5),
         scheduler=schedules.constant,
         train_size=1000,
@@ -431,7 +435,7 @@ def test_samples_in_training_come_from_the_averaged_weights(tmp_path: Path, monk
         assert not np.array_equal(picture, pictures.as_bytes(pictures.grid(raw, (3, 3))))
     norms = {step: row["train/grad_norm"] for step, row in tracker.rows if "train/grad_norm" in row}
     assert list(norms) == [9, 19, 29]
-    assert norms[29] == pytest.approx(float(torch.cat([p.grad.flatten() for p in module.parameters()]).norm()))
+    assert list(norms.values()) == pytest.approx([float(after.gradients[step].norm()) for step in norms])
 
 
 def test_pictures_are_bytes_that_use_their_range() -> None:

@@ -41,6 +41,7 @@ def compress(cfg: DictConfig) -> Written:
         ValueError: the images are not the model's, or the run is a mixture.
         OSError: something cannot be found, or the file not be written.
     """
+    experiment.check(cfg)
     density = runs.load_autoregressive(cfg.run)
     images = _read(Path(cfg.images).expanduser(), density) if cfg.images else _split(cfg)
     content, path = coding.compress(density, images), Path(cfg.file).expanduser()
@@ -55,6 +56,7 @@ def decompress(cfg: DictConfig) -> tuple[Path, int]:
         ValueError: the file is damaged or of another model.
         OSError: something cannot be found, or the file not be written.
     """
+    experiment.check(cfg)
     density = runs.load_autoregressive(cfg.run)
     source = Path(cfg.file).expanduser()
     out = Path(cfg.out).expanduser() if cfg.out else source.with_name(f"{source.name}.npy")

@@ -49,13 +49,12 @@ class CausalLinear(nn.Module):
                 z[:, t] = yield a[:, i]
                 a[:, i + 1 :] += z[:, t, None, None] * square[i + 1 :, :, i]
 
-    def dense(self) -> Tensor:
-        """All weights as one (n, n, d): what pixel j adds to the outputs of step t stands at t, j; 0 where j ≥ t."""
-        n, rows = self.blocks[-1][1], []
-        for k, (_, stop) in enumerate(self.blocks):
-            before = [self.past[k - 1]] if k else []
-            rows.append(F.pad(torch.cat([*before, self._square(k)], 2), (0, n - stop)))
-        return torch.cat(rows).transpose(1, 2)
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """The step t and the earlier step j that each weight connects; for d = 1, in the order of ``parameters()``."""
+        past = [torch.cartesian_prod(torch.arange(a, b), torch.arange(a)).T for a, b in self.blocks[1:]]
+        within = [torch.tril_indices(b - a, b - a, -1) + a for a, b in self.blocks]
+        t, j = torch.cat([*past, *within], 1)
+        return t, j
 
     def _block(self, k: int, z: Tensor) -> Tensor:
         start, stop = self.blocks[k]

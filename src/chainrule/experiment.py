@@ -17,6 +17,7 @@ import lightning as L
 import numpy as np
 import torch
 from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -52,6 +53,7 @@ RANGES: dict[str, tuple[type, float, float]] = {
     "optimizer.weight_decay": (float, 0, 100),
     "optimizer.momentum": (float, 0, 0.9999),
     "trainer.max_epochs": (int, 0, 1_000_000),
+    "trainer.devices": (int, 1, 64),
     "trainer.gradient_clip_val": (float, 1e-12, 1e12),
     "callbacks.ema.decay": (float, 0, 1),
     "callbacks.early_stopping.patience": (int, 1, 1_000_000),
@@ -61,6 +63,8 @@ RANGES: dict[str, tuple[type, float, float]] = {
     "k": (int, 12, 20),
     "keep": (float, 0, 1),
 }
+
+CHOICES = {"resume": ("auto", "never"), "trainer.accelerator": ("auto", "cpu", "cuda", "gpu")}
 
 
 def check(cfg: DictConfig) -> None:
@@ -78,6 +82,10 @@ def check(cfg: DictConfig) -> None:
         if value is not None and not (number and low <= value <= high):
             what = "a whole number" if kind is int else "a number"
             raise ValueError(f"{key} must be {what} from {low:g} to {high:g}, got {value!r}")
+    for key, choices in CHOICES.items():
+        value = OmegaConf.select(cfg, key)
+        if value is not None and value not in choices:
+            raise ValueError(f"{key} must be {' or '.join(choices)}, got {value!r}")
 
 
 # ---- training ---------------------------------------------------------------------------------------
@@ -187,14 +195,17 @@ def _module(cfg: DictConfig, density: AutoregressiveDensity, data: Images) -> De
 def _trainer(cfg: DictConfig, run: RunDir, callbacks: Sequence[Callback]) -> L.Trainer:
     chosen = [*_callbacks(cfg), *callbacks, SharedLog()]
     make_trainer: Callable[..., L.Trainer] = instantiate(cfg.trainer, _partial_=True, _convert_="all")
-    return make_trainer(
-        accelerator=_accelerator(cfg.trainer.accelerator),
-        callbacks=chosen,
-        plugins=[SealedFiles()],
-        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in chosen),
-        logger=_loggers(cfg, run) or False,
-        default_root_dir=run.path,
-    )
+    try:
+        return make_trainer(
+            accelerator=_accelerator(cfg.trainer.accelerator),
+            callbacks=chosen,
+            plugins=[SealedFiles()],
+            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in chosen),
+            logger=_loggers(cfg, run) or False,
+            default_root_dir=run.path,
+        )
+    except MisconfigurationException as error:
+        raise ValueError(f"trainer: {error}") from error
 
 
 def _run(trainer: L.Trainer, module: DensityModule, data: Images, run: RunDir) -> None:

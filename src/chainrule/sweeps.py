@@ -11,6 +11,7 @@ import json
 import logging
 import signal
 import sys
+import traceback
 from argparse import Namespace
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -31,6 +32,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
@@ -278,7 +280,7 @@ def contained() -> Iterator[None]:
         if HydraConfig.get().mode != RunMode.MULTIRUN or _stops_everything(error):
             raise
         run = runs.RunDir(Path(HydraConfig.get().runtime.output_dir))
-        if isinstance(error, SystemExit) and error.code not in (INTERRUPTED, TERMINATED):
+        if isinstance(error, SystemExit) and error.code not in (INTERRUPTED, TERMINATED) and not _by_launcher(error):
             write_whole(run.failure, f"sys.exit({error.code!r}) was called\n".encode())
         log.error("%s: %s", run.path, _reason(run) or f"{type(error).__name__} {error}")
 
@@ -287,6 +289,12 @@ def _stops_everything(error: BaseException) -> bool:
     """Ctrl-C; and SIGTERM, when the job runs in the process of the sweep itself."""
     own = "basic_launcher" in HydraConfig.get().launcher._target_
     return isinstance(error, KeyboardInterrupt) or (own and _code(error) in (INTERRUPTED, TERMINATED))
+
+
+def _by_launcher(error: SystemExit) -> bool:
+    """Whether it is the way in which a worker is told to end: Ray's raises it wherever the job happens to be."""
+    origin = list(traceback.walk_tb(error.__traceback__))[-1][0]
+    return str(origin.f_globals.get("__name__")).startswith("ray.")
 
 
 def _code(error: BaseException | None) -> int | None:
@@ -346,17 +354,17 @@ def _stoppable() -> Iterator[None]:
 # ---- afterwards: how it ended -------------------------------------------------------------------------
 
 
-def summary(sweep: Sweep) -> Table:
+def summary(sweep: Sweep) -> Group:
     """A row for each job: what became of it, its NLL, and why it failed."""
     states = [sweep.state(job) for job in sweep.jobs]
     counts = [f"{states.count(state)} {state}" for state in State if state in states]
     rows = [(job.folder, job.words, state, *sweep.outcome(job, state))
             for job, state in zip(sweep.jobs, states, strict=True)]  # fmt: skip
-    table = Table(title=f"{sweep.folder}: {', '.join(counts)}", title_justify="left")
     shown = [column for column, texts in enumerate(zip(*rows, strict=True)) if any(texts)]
+    table = Table()
     for column in shown:
         heading = ("job", "", "state", "test NLL", "why")[column]
         table.add_column(heading, no_wrap=heading != "why", justify="right" if heading == "test NLL" else "left")
     for row in rows:
         table.add_row(*(escape(row[column]) for column in shown))
-    return table
+    return Group(f"{escape(str(sweep.folder))}: {', '.join(counts)}", table)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from chainrule import coding
 from chainrule.certify.subject import Figures, Refuted, Subject, autoregressive, first, in_batches
+from chainrule.density import AutoregressiveDensity
 
 TOLERANCE = 1e-3  # how far the coded size may be from the NLL, relative to it
 STATE = 64  # bits that the coder needs to end, whatever it has coded
@@ -20,7 +21,7 @@ def lossless(subject: Subject) -> Figures:
     images = subject.chosen(subject.n)
     x = subject.test[images]
     nll = -float(in_batches(density.log_prob, density, x).sum()) / math.log(2)
-    coded = coding.encode(density, x)
+    coded = _encoded(density, x)
     _check_decoded(images, x, coding.decode(density, coded.words, len(x)))
     if not abs(coded.bits - nll) <= max(TOLERANCE * nll, STATE):
         raise Refuted(
@@ -36,6 +37,13 @@ def lossless(subject: Subject) -> Figures:
         "coder_overhead": coded.bits / coded.ideal - 1 if coded.ideal else 0.0,
         "clamped": coded.clamped,
     }
+
+
+def _encoded(density: AutoregressiveDensity, x: Tensor) -> coding.Coded:
+    try:
+        return coding.encode(density, x)
+    except ValueError as error:
+        raise Refuted(str(error)) from error
 
 
 def _check_decoded(images: list[int], x: Tensor, decoded: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -64,18 +65,28 @@ def _check_count(count: int, record: Record) -> None:
 
 def _check_each(nll: Tensor, run: RunDir) -> None:
     """The NLLs of single images, in the order of the test set."""
-    if not run.nll_test.is_file():
-        return
-    with np.load(run.nll_test, allow_pickle=False) as file:
-        recorded = torch.from_numpy(file["nll"])
-    wrong = ~((recorded - nll).abs() <= IMAGE * (1 + nll.abs())) if len(recorded) == len(nll) else torch.tensor([True])
+    recorded, name = _recorded(run), run.nll_test.name
+    if len(recorded) != len(nll):
+        raise Refuted(
+            f"{name} has the NLL of {len(recorded):,} images, but there are {len(nll):,}",
+            expected=len(nll), found=len(recorded),
+        )  # fmt: skip
+    wrong = ~((recorded - nll).abs() <= IMAGE * (1 + nll.abs()))
     if bool(wrong.any()):
         i = int(wrong.nonzero()[0, 0])
         a, b = float(nll[i]), float(recorded[i])
         raise Refuted(
-            f"test image {i} has an NLL of {a:.6f} nats, but {b:.6f} in {run.nll_test.name}",
+            f"test image {i} has an NLL of {a:.6f} nats, but {b:.6f} in {name}",
             image=i, expected=a, found=b,
         )  # fmt: skip
+
+
+def _recorded(run: RunDir) -> Tensor:
+    try:
+        with np.load(run.nll_test, allow_pickle=False) as file:
+            return torch.from_numpy(file["nll"])
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{run.nll_test} is damaged ({error})") from error
 
 
 def log_prob(density: BinaryDensity, x: Tensor) -> Tensor:

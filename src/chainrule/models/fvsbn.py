@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import math
+from collections.abc import Generator, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -46,10 +47,10 @@ class FVSBN(AutoregressiveDensity):
     ) -> None:
         super().__init__(shape=shape, order=order)
         self.l2 = at_least_0("model.l2", l2)
-        self.smoothness = Smoothness(self, smoothness)
         self.input_dropout = at_least_0("model.input_dropout", input_dropout, below=1)
         self.alpha0 = nn.Parameter(torch.zeros(self.dim))
         self.alpha = CausalLinear(self.dim, 1, block=positive("model.block", block), scale=0.0)
+        self.smoothness = Smoothness(self, self.alpha.pairs(), smoothness)
 
     def conditionals(self, z: Tensor) -> Tensor:
         weighted: Tensor = self.alpha(F.dropout(z, self.input_dropout, self.training))
@@ -57,7 +58,7 @@ class FVSBN(AutoregressiveDensity):
 
     def log_prior(self) -> Tensor:
         prior = gaussian(self.alpha.parameters(), self.l2) if self.l2 else super().log_prior()
-        return prior + self.smoothness(self.alpha.dense()[:, :, 0]) if self.smoothness.precision else prior
+        return prior + self.smoothness(self.alpha.parameters()) if self.smoothness.precision else prior
 
     @torch.no_grad()
     def walk(self, batch: int) -> Generator[Tensor, Tensor, None]:
@@ -89,30 +90,44 @@ class Smoothness(nn.Module):
 
     Args:
         density: whose shape and order the weights have.
+        pairs: the steps t and j that each weight connects, see :meth:`CausalLinear.pairs`.
         precision: λ; at 0 there is no such prior.
     """
 
-    step: Tensor  # (n,): when a pixel is visited
+    place: Tensor  # where each weight stands in an (n, n) of all pairs of pixels
     down: Tensor  # (h − 1, w, h − 1, w): the distance of t and j; 0 where one of the two weights does not exist
     right: Tensor  # (h, w − 1, h, w − 1)
 
-    def __init__(self, density: AutoregressiveDensity, precision: float) -> None:
+    def __init__(self, density: AutoregressiveDensity, pairs: tuple[Tensor, Tensor], precision: float) -> None:
         super().__init__()
         self.precision = at_least_0("model.smoothness", precision)
         self.shape = density.shape
         if precision:
-            step = density.order.argsort()
+            rank = density.order.argsort()
             places = torch.cartesian_prod(*map(torch.arange, self.shape)).to(torch.get_default_dtype())
-            distance = torch.cdist(places, places) * (step[:, None] > step)
-            self.register_buffer("step", step, persistent=False)
-            for name, pair in zip(("down", "right"), self._moved(distance), strict=True):
-                self.register_buffer(name, torch.minimum(*pair), persistent=False)
+            distance = torch.cdist(places, places) * (rank[:, None] > rank)
+            for name, (a, b) in zip(("down", "right"), self._moved(distance), strict=True):
+                self.register_buffer(name, torch.minimum(a, b), persistent=False)
+            t, j = pairs
+            self.register_buffer("place", density.order[t] * density.dim + density.order[j], persistent=False)
 
-    def forward(self, weights: Tensor) -> Tensor:
-        """Log density in nats, a scalar, of weights (n, n) in chain order: row t, column j."""
-        by_pixel = weights.index_select(0, self.step).index_select(1, self.step)
-        pairs = zip(self._moved(by_pixel), (self.down, self.right), strict=True)
-        return -self.precision / 2 * torch.stack([(far * (a - b).square()).sum() for (a, b), far in pairs]).sum()
+    def forward(self, weights: Iterable[Tensor]) -> Tensor:
+        """Log density in nats, a scalar, of all weights but α₀."""
+        alpha = torch.cat([w.flatten() for w in weights])
+        # It is −λ/2 · αᵀLα with a graph's Laplacian L, whose gradient is −λLα: one product gives both.
+        energy = alpha @ self._laplacian(alpha.detach())
+        return -self.precision * (energy - energy.detach() / 2)
+
+    def _laplacian(self, alpha: Tensor) -> Tensor:
+        """L·α: for each weight the sum, over its neighbours, of distance · (it − the neighbour)."""
+        by_pixel = alpha.new_zeros(math.prod(self.shape) ** 2).index_copy(0, self.place, alpha)
+        sums = torch.zeros_like(by_pixel)
+        moved = zip(self._moved(by_pixel), self._moved(sums), (self.down, self.right), strict=True)
+        for (a, b), (sum_a, sum_b), far in moved:
+            difference = (a - b).mul_(far)
+            sum_a.add_(difference)
+            sum_b.sub_(difference)
+        return sums[self.place]
 
     def _moved(self, pairs: Tensor) -> list[tuple[Tensor, Tensor]]:
         """What belongs to pairs of pixels (n, n), beside what belongs to the pairs one pixel down and right of them."""
