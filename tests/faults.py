@@ -35,3 +35,8 @@ class Fault(L.Callback):
     def diverge(self, pl_module: L.LightningModule) -> None:
         with torch.no_grad():
             next(pl_module.parameters()).fill_(torch.nan)
+
+
+def importable() -> None:
+    """Lets the processes that a launcher starts find this file."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")])

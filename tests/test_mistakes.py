@@ -12,11 +12,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from commands import finish
 
 from chainrule import cli
 from chainrule.data import sources
@@ -147,16 +149,17 @@ CASES = {
     **numbers("callbacks.early_stopping.patience", "must be a whole number from 1", "0",
               more=("callbacks=[early_stopping]",)),
     **numbers("scheduler.final", "is a fraction of the learning rate, 0 to 1", "2"),
-    **numbers("scheduler.tau", ", in steps, must be above 0", "nan", more=("scheduler=inverse_time",)),
+    "scheduler.tau=nan": training("scheduler.tau, in steps, must be above 0, got nan", "scheduler=inverse_time",
+                                  "scheduler.tau=nan"),
     "table too large": training(r"2\^49 − 1.*data\.side=4", "model=tabular", "data.side=7"),
     "MNIST of an odd size": training("data.side must be one of 28, 14, 7, 4", "data=seeded", "data.side=5"),
     "no GPU": training("no CUDA GPU is at hand: use trainer.accelerator=cpu", "trainer.accelerator=gpu"),
     "no such accelerator": training("trainer.accelerator must be auto or cpu or .*, got 'abacus'",
                                     "trainer.accelerator=abacus"),
-    "no such precision": training("trainer.precision.*8-bits", "trainer.precision=8-bits"),
+    "no such precision": training("Precision '8-bits' is invalid. Allowed", "trainer.precision=8-bits"),
     "diverged": training("not finite at step 1, in epoch 0.*learning rate of.*Lower", "model.init_scale=1e38"),
     # files of images
-    "images missing": training("not complete in .*test.amat.*paths.data_dir=FOLDER", *STATIC,
+    "images missing": training(r"not complete in [\s\S]*: test.amat.\n.*paths.data_dir=FOLDER", *STATIC,
                                arrange=images(lambda _: None)),
     "images truncated": training("test.amat is truncated: .* bytes instead of", *STATIC,
                                  arrange=images(lambda c: c[:-10])),
@@ -169,7 +172,7 @@ CASES = {
                                   arrange=images(lambda c: c.replace(b"1", b"2", 1), known=True)),
     "a pixel too few": training("test.amat: .* no whole number of images of 784", *STATIC,
                                 arrange=images(lambda c: c[2:], known=True)),
-    "no such data folder": training("not complete in nowhere", "data=static", "paths.data_dir=nowhere",
+    "no such data folder": training("not complete in nowhere", *STATIC, "paths.data_dir=nowhere",
                                     arrange=images(lambda c: c)),
     # run directories
     "no run": Case(["evaluate"], "missing: run"),
@@ -213,14 +216,14 @@ CASES = {
         ["sample", "run=RUN"], "_target_: subprocess.Popen is no AutoregressiveDensity",
         edit_config(lambda c: c.update(model={"_target_": "subprocess.Popen", "args": ["mkdir", "executed"]}))),
     "a command inside a model": Case(
-        ["sample", "run=RUN"], "unknown order|order",
+        ["sample", "run=RUN"], "order must be a name or a list of the pixels",
         edit_config(lambda c: c["model"].update(order={"_target_": "os.mkdir", "path": "executed"}))),
     "data that are a process": Case(
         ["evaluate", "run=RUN"], "_target_: subprocess.Popen is no Images",
         edit_config(lambda c: c.update(data={"_target_": "subprocess.Popen", "args": ["mkdir", "executed"]}))),
     "a configuration that is a list": Case(["sample", "run=RUN"], "config.yaml holds no mapping",
                                            lambda folder, _: (folder / "RUN/config.yaml").write_text("- 1\n")),
-    "a configuration that is no YAML": Case(["sample", "run=RUN"], "config.yaml",
+    "a configuration that is no YAML": Case(["sample", "run=RUN"], "config.yaml is damaged",
                                             lambda folder, _: (folder / "RUN/config.yaml").write_text("{a: [")),
     # output folders
     "a file where runs go": training("runs", "paths.runs=runs", arrange=touch("runs")),
@@ -265,3 +268,30 @@ def test_a_mistake_is_one_message_and_leaves_nothing_half_written(
     assert {name: after.get(name) for name in before} == before
     assert {Path(name).name for name in after.keys() - before.keys()} <= LEFT
     assert not (tmp_path / "executed").exists()
+
+
+def test_too_many_threads(tmp_path: Path) -> None:
+    code, said = finish(["train", *TOY], tmp_path, partial(torch.set_num_threads, 1000))
+    assert code == 1
+    assert re.search(r"1000 threads are too many for \d+ cores: set OMP_NUM_THREADS=\d+", said)
+
+
+def test_a_traceback_is_there_for_who_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", ["chainrule", "train", *TOY, "optimizer.lr=-1"])
+    with pytest.raises(ValueError, match=r"optimizer\.lr must be"):
+        cli.main()
+
+
+def test_a_record_holds_no_secret_and_no_place_outside_the_run(tmp_path: Path) -> None:
+    secret, home = "0123456789abcdef", str(tmp_path / "home of alice")
+    words = [f"paths.data_dir={home}/data", f"paths.runs={home}", f"hydra.run.dir={home}/RUN", f"+api_key={secret}"]
+    code, said = finish(["train", *TOY, "model=fvsbn", *words], tmp_path)
+    assert code == 0, said
+    record = (tmp_path / "home of alice/RUN/result.json").read_text()
+    assert secret not in record
+    assert "alice" not in record
+    assert json.loads(record)["overrides"] == [*TOY, "model=fvsbn"]
+    for name in ("train.log", "config.yaml"):
+        assert secret not in (tmp_path / "home of alice/RUN" / name).read_text()

@@ -348,10 +348,11 @@ def test_regularization_out_of_range(name: str, key: str, value: object, limit: 
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("hidden", 0), ("hidden", -3), ("hidden", 2.5), ("hidden", True), ("block", 0)]
+    ("key", "value"), [("hidden", 0), ("hidden", -3), ("hidden", 2.5), ("hidden", True), ("hidden", 1001), ("block", 0)]
 )
 def test_hyperparameters_out_of_range(key: str, value: object) -> None:
+    limit = " and at most 1,000" if key == "hidden" else ""
     with pytest.raises(
-        InstantiationException, match=rf"model\.{key} must be a whole number of at least 1, got {value}"
+        InstantiationException, match=rf"model\.{key} must be a whole number of at least 1{limit}, got {value}"
     ):
         build("mlp", **{key: value})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,44 +16,92 @@ from zoo import MODELS, ROOT
 from chainrule.orders import GRID_ORDERS
 
 RECIPES = sorted(path.stem for path in (ROOT / "conf/experiment").glob("*.yaml"))
-SHORT = ["data=toy", "logger=none", "trainer.max_epochs=1", "trainer.enable_progress_bar=false"]
+
+# Does nothing but to remember what it was asked for and to leave the files that the script looks for.
+STAND_IN = """#!/usr/bin/env bash
+echo "$*" >>asked.txt
+for word; do case $word in hydra.sweep.dir=* | out=* | run=*) folder=${word#*=} ;; esac; done
+case $1 in
+    train) mkdir -p "$folder/a" "$folder/b" && touch "$folder"/{a,b}/result.json "$folder/a/best.ckpt" ;;
+    mix) mkdir -p "$folder" && touch "$folder/result.json" ;;
+    certify) touch "$folder/certificate.json" && [[ $folder != "$REFUTED" ]] ;;
+esac
+"""
+
+
+def checkout(folder: Path, venv: Path) -> Path:
+    """A folder with the script, and with a setup that has nothing to install."""
+    (folder / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts/paper_table", folder / "scripts")
+    (folder / "scripts/setup").write_text(f"venv={venv}\nprepare() {{ :; }}\n")
+    return folder
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A folder with the script, and with a setup that has nothing to install."""
-    (tmp_path / "scripts").mkdir()
-    shutil.copy(ROOT / "scripts/paper_table", tmp_path / "scripts")
-    (tmp_path / "scripts/setup").write_text(f"venv={Path(sys.executable).parents[1]}\nprepare() {{ :; }}\n")
-    return tmp_path
+def stage(tmp_path: Path) -> Path:
+    """A checkout in which ``chainrule`` only writes down what it is asked for."""
+    command = tmp_path / "venv/bin/chainrule"
+    command.parent.mkdir(parents=True)
+    command.write_text(STAND_IN)
+    command.chmod(0o755)
+    return checkout(tmp_path, tmp_path / "venv")
 
 
-def paper_table(checkout: Path, *words: str) -> str:
-    environment = os.environ | {"COLUMNS": "200"}
-    command = [checkout / "scripts/paper_table", *words, *SHORT]
-    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def paper_table(folder: Path, *words: str, refuted: str = "none") -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"COLUMNS": "200", "REFUTED": refuted}
+    command = ["bash", folder / "scripts/paper_table", *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-def written(folder: Path) -> dict[Path, int]:
-    """When each record below a folder was written, by its place."""
-    return {path.parent.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("result.json")}
+def asked(folder: Path, verb: str) -> list[str]:
+    lines = (folder / "asked.txt").read_text().splitlines()
+    (folder / "asked.txt").unlink()
+    return [line.removeprefix(f"{verb} ") for line in lines if line.startswith(verb)]
+
+
+def test_rows_and_seeds_are_trained_and_mixed(stage: Path) -> None:
+    done = paper_table(stage, "rows=fvsbn,nade_orders,mixture,dynamic", "seeds=4,5", "runs=r", "logger=none", "a=b c")
+    assert done.returncode == 0, done.stderr
+    lines = (stage / "asked.txt").read_text().splitlines()
+    trained = [line for line in lines if line.startswith("train")]
+    assert [line.split()[2:6] for line in trained] == [
+        [f"experiment={recipe}", f"data={data}", f"seed={seed}", f"hydra.sweep.dir=r/{recipe}-{data}-s{seed}"]
+        for recipe, data, seed in [
+            ("fvsbn", "static", 4), ("fvsbn", "static", 5), ("nade_orders", "static", 4), ("nade_orders", "static", 5),
+            ("fvsbn", "dynamic", 4), ("mlp", "dynamic", 4), ("nade", "dynamic", 4),
+        ]
+    ]  # fmt: skip
+    assert all(line.endswith(" logger=none a=b c") for line in trained)
+    assert asked(stage, "mix") == [f"runs=r/nade_orders-static-s{s} out=r/mixture-static-s{s}" for s in (4, 5)]
+    assert lines[-1] == "tabulate runs=r"
+    # members are certified before their mixture is
+    assert lines.index("certify run=r/nade_orders-static-s4/b") < lines.index("certify run=r/mixture-static-s4")
+
+
+def test_what_is_certified_is_not_certified_again_and_what_is_refuted_is_told(stage: Path) -> None:
+    words = ["rows=nade", "seeds=0"]
+    assert paper_table(stage, *words, refuted="runs/paper/nade-static-s0/a").returncode == 1
+    assert asked(stage, "certify") == [f"run=runs/paper/nade-static-s0/{job}" for job in "ab"]
+    assert paper_table(stage, *words).returncode == 0
+    assert asked(stage, "certify") == []
+
+
+def test_records_are_copied_without_checkpoints(stage: Path) -> None:
+    assert paper_table(stage, "rows=nade", "seeds=0", "results=to/records").returncode == 0
+    copied = {str(path.relative_to(stage / "to/records")) for path in (stage / "to/records").rglob("*.*")}
+    assert copied == {f"nade-static-s0/{job}/{name}.json" for job in "ab" for name in ("result", "certificate")}
 
 
 @pytest.mark.slow
-def test_rows_are_trained_mixed_certified_and_tabulated_and_only_once(checkout: Path) -> None:
-    words = ["rows=fvsbn,nade_orders,mixture", "seeds=0", "results=records"]
-    table = paper_table(checkout, *words).splitlines()[-30:]
-    assert {"fvsbn", "nade", "mixture"} <= {line.split()[0] for line in table if line.split()}
-    runs, records = written(checkout / "runs/paper"), written(checkout / "records")
-    assert runs.keys() == records.keys()
-    assert len(runs) == 1 + 8 + 1
-    assert all((checkout / "records" / run / "certificate.json").is_file() for run in runs)
-    assert not list((checkout / "records").rglob("*.ckpt"))
-
-    assert "passed" not in paper_table(checkout, *words)  # nothing is certified once more
-    assert written(checkout / "runs/paper") == runs
+def test_a_row_from_its_recipe_to_the_table(tmp_path: Path) -> None:
+    folder = checkout(tmp_path, Path(sys.executable).parents[1])
+    done = paper_table(folder, "rows=tabular", "seeds=0", "data=toy", "results=records", "logger=none")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (row,) = [line.split() for line in done.stdout.splitlines()[-12:] if line.startswith(" tabular")]
+    (run,) = (folder / "runs/paper/tabular-toy-s0").glob("*/")
+    nll = json.loads((run / "result.json").read_text())["nll"]["test"]["mean"]
+    assert float(row[1]) == pytest.approx(nll, abs=0.005)
+    assert json.loads((folder / "records/tabular-toy-s0" / run.name / "certificate.json").read_text())["passed"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shlex
@@ -208,6 +209,7 @@ def main() -> None:
     # OpenMP's threads wait for the next loop by spinning. On cores that others use as well, a long spin keeps
     # the thread that everybody waits for off its core, and a step takes ten times as long; a short one costs nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    logging.raiseExceptions = False  # a full disk is reported once, and not by every line of the log
     traceback = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands every error on: they are reported here
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +36,7 @@ from chainrule.density import AutoregressiveDensity, BinaryDensity
 from chainrule.files import remove_parts, write_whole
 from chainrule.module import DensityModule
 from chainrule.pictures import save_completions, save_grid
-from chainrule.processes import SharedLog, errors_of_children
+from chainrule.processes import Child, parent_of
 from chainrule.runs import RunDir
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,9 @@ def check(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if value is not None and value not in choices:
             raise ValueError(f"{key} must be {' or '.join(choices)}, got {value!r}")
+    threads, cores = torch.get_num_threads(), os.cpu_count() or 1
+    if threads > 8 * cores:
+        raise ValueError(f"{threads} threads are too many for {cores} cores: set OMP_NUM_THREADS={cores}, or less")
 
 
 # ---- training ---------------------------------------------------------------------------------------
@@ -193,7 +197,7 @@ def _module(cfg: DictConfig, density: AutoregressiveDensity, data: Images) -> De
 
 
 def _trainer(cfg: DictConfig, run: RunDir, callbacks: Sequence[Callback]) -> L.Trainer:
-    chosen = [*_callbacks(cfg), *callbacks, SharedLog()]
+    chosen = [*_callbacks(cfg), *callbacks, Child()]
     make_trainer: Callable[..., L.Trainer] = instantiate(cfg.trainer, _partial_=True, _convert_="all")
     try:
         return make_trainer(
@@ -214,7 +218,7 @@ def _run(trainer: L.Trainer, module: DensityModule, data: Images, run: RunDir) -
     checkpoint = resumable(run.checkpoints)
     if checkpoint:
         log.info("going on from %s", checkpoint)
-    with _interruptible(trainer), errors_of_children():
+    with _interruptible(trainer), parent_of(trainer):
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     if trainer.num_devices > 1:  # the processes that trained are gone, and with them what their loggers knew
         restore_metrics(trainer, run.checkpoints)

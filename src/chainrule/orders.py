@@ -35,7 +35,10 @@ def permutation(order: str | Sequence[int], shape: tuple[int, int]) -> Tensor:
     height, width = shape
     n = height * width
     if not isinstance(order, str):
-        pixels = torch.as_tensor(list(order), dtype=torch.int64)
+        try:
+            pixels = torch.as_tensor(list(order), dtype=torch.int64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"order must be a name or a list of the pixels 0..{n - 1}, got {order!r}") from error
         if sorted(pixels.tolist()) != list(range(n)):
             raise ValueError(f"order must contain each pixel 0..{n - 1} once, got {len(pixels)} numbers that do not")
         return pixels

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import lightning as L
 import torch
@@ -38,32 +40,55 @@ def _several() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
-class SharedLog(Callback):
-    """Lets the first of the processes that Lightning starts write to the log files of the one that starts them."""
+class Child(Callback):
+    """Makes the processes that Lightning starts behave as parts of the one that starts them."""
 
     def __init__(self) -> None:
-        os.environ.setdefault("WANDB_SILENT", "true")  # as here, so there
         handlers = logging.getLogger().handlers
         self.files = [Path(handler.baseFilename) for handler in handlers if isinstance(handler, logging.FileHandler)]
         self.format = next((handler.formatter._fmt for handler in handlers if handler.formatter), None) or "%(message)s"
+        os.environ.setdefault("WANDB_SILENT", "true")  # as here, so there
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """The first of them writes to the same log."""
         if trainer.is_global_zero and not logging.getLogger().handlers:
             files = [logging.FileHandler(path) for path in self.files]
             logging.basicConfig(level=logging.INFO, format=self.format, handlers=[logging.StreamHandler(), *files])
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """SIGTERM ends them at once. Lightning's own handler would first wait for the others, for ever."""
+        if trainer.num_devices > 1:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
 
 @contextmanager
-def errors_of_children() -> Iterator[None]:
-    """A ValueError or OSError of a process that Lightning started is raised as one, not as the text of a traceback."""
+def parent_of(trainer: L.Trainer) -> Iterator[None]:
+    """What happens to a training in several processes happens to this one, and the other way round.
+
+    Raises:
+        ValueError, OSError: raised by one of them; Lightning has it as the text of a traceback.
+        SystemExit: with code 143, this process was asked to end (SIGTERM), and so were they.
+    """
+    if trainer.num_devices == 1:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _leave)
     try:
         yield
     except ProcessRaisedException as error:
         name, _, said = str(error).strip().splitlines()[-1].partition(": ")
         kinds = {"ValueError": ValueError, "OSError": OSError}
-        if name not in kinds:
-            raise
-        raise kinds[name](said) from error
+        raise kinds.get(name, RuntimeError)(said or name) from error
+    except BaseException:
+        if (launcher := trainer.strategy.launcher) is not None:
+            launcher.kill(signal.SIGTERM)  # Python waits for them before it ends
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 # What libraries say of themselves and nobody can act on: silenced here, since every process imports this.

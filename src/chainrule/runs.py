@@ -28,6 +28,7 @@ import torch
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from chainrule.density import AutoregressiveDensity, BinaryDensity
 from chainrule.files import is_intact, is_sealed, write_whole
@@ -40,8 +41,9 @@ Kind = TypeVar("Kind")
 PREFIX = "density."  # of the model's tensors in a checkpoint
 MARK = "# fingerprint: "  # the first line of config.yaml
 # Configuration that changes where, how loudly or how fast a number is computed, but not the number.
-SILENT = ("paths", "hydra", "resume", "logger", "samples", "*_dir", "trainer.enable_*", "trainer.log_every_n_steps")
-PRIVATE = ("paths", "paths.*", "hydra", "hydra.*", "*_dir", "*dirpath", "*key", "*token", "*secret", "*password")
+PLACES = ("paths", "paths.*", "hydra", "hydra.*", "*_dir", "*dirpath")
+SECRETS = ("*key", "*token", "*secret", "*password")
+SILENT = (*PLACES, *SECRETS, "resume", "logger", "samples", "trainer.enable_*", "trainer.log_every_n_steps")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 COMPUTE = ("torch", "numpy", "numba", "lightning", "torchmetrics")
 LIBRARIES = ("chainrule", "torch", "lightning", "hydra-core", "numpy", "numba", "wandb")
@@ -103,8 +105,15 @@ def open_run(path: str | Path) -> RunDir:
 
 
 def load_config(run: RunDir) -> DictConfig:
-    """The resolved configuration that the run was started with."""
-    config = OmegaConf.load(run.config)
+    """The resolved configuration that the run was started with.
+
+    Raises:
+        ValueError: ``config.yaml`` is none.
+    """
+    try:
+        config = OmegaConf.load(run.config)
+    except YAMLError as error:
+        raise ValueError(f"{run.config} is damaged: {error}") from error
     if not isinstance(config, DictConfig):
         raise ValueError(f"{run.config} holds no mapping; it is not the configuration of a run")
     return config
@@ -260,13 +269,13 @@ def fingerprint(cfg: DictConfig) -> str:
 
 def public_config(cfg: DictConfig) -> dict[str, Any]:
     """The resolved configuration without secrets, and without where things are on this machine."""
-    config: dict[str, Any] = _without(PRIVATE, OmegaConf.to_container(cfg, resolve=True))
+    config: dict[str, Any] = _without(PLACES + SECRETS, OmegaConf.to_container(cfg, resolve=True))
     return config
 
 
 def public_words(overrides: Sequence[str]) -> list[str]:
     """The words of a command line without those that say a secret, or where things are on this machine."""
-    return [word for word in overrides if not _matches(word.partition("=")[0].lstrip("+~"), PRIVATE)]
+    return [word for word in overrides if not _matches(word.partition("=")[0].lstrip("+~"), PLACES + SECRETS)]
 
 
 def _without(patterns: Sequence[str], config: Any, prefix: str = "") -> Any:  # noqa: ANN401 (whatever is in the YAML)
@@ -293,7 +302,8 @@ def code_version() -> str:
 def claim(run: RunDir, cfg: DictConfig) -> None:
     """Writes ``config.yaml``, which makes a folder a run directory; its first line is the fingerprint."""
     if not run.config.exists():
-        write_whole(run.config, f"{MARK}{fingerprint(cfg)}\n{OmegaConf.to_yaml(cfg, resolve=True)}".encode())
+        config = OmegaConf.create(_without(SECRETS, OmegaConf.to_container(cfg, resolve=True)))
+        write_whole(run.config, f"{MARK}{fingerprint(cfg)}\n{OmegaConf.to_yaml(config)}".encode())
 
 
 def find_unfinished(folder: str | Path, fingerprint: str) -> Path | None:
@@ -335,7 +345,7 @@ def failure_noted(run: RunDir) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = _with_cure(error)
+        told = _with_cure(error, run)
         _log_to_files(error)
         with suppress(OSError):  # the disk may be what failed
             write_whole(run.failure, f"{reason(told)}\n".encode())
@@ -348,12 +358,12 @@ def reason(error: Exception) -> str:
     return str(told) or type(told).__name__
 
 
-def _with_cure(error: Exception) -> Exception:
+def _with_cure(error: Exception, run: RunDir) -> Exception:
     """The same error; one of a full disk says what to do."""
     if not isinstance(error, OSError) or error.errno not in FULL:
         return error
     what = f"{error.strerror}. Make room, then give the same command again: it goes on where it stopped"
-    return OSError(error.errno, what, error.filename)
+    return OSError(error.errno, what, str(error.filename or run.path))
 
 
 def _log_to_files(error: Exception) -> None:

@@ -69,7 +69,7 @@ def require(choice: str) -> None:
     except ModuleNotFoundError:  # not even the package that it would be in
         found = None
     if found is None:
-        raise ValueError(f"{choice} needs more than is installed: pip install 'chainrule[{extra}]'")
+        raise ValueError(f"{choice} needs packages that are not installed: pip install 'chainrule[{extra}]'")
 
 
 # ---- before: which jobs, and where ------------------------------------------------------------------

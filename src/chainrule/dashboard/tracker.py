@@ -144,7 +144,7 @@ def _begin(tracker: Tracker) -> None:
     run.define_metric("val/nll", summary="min", step_metric=STEP)
     if run.offline:
         parts = shlex.quote(str(Path(str(tracker.save_dir)) / "wandb")) + "/offline-run-*"
-        log.info("W&B: offline (no login, or no network); upload later: wandb sync %s", parts)
+        log.info("W&B: offline (no login, no network, or begun so); upload later: wandb sync %s", parts)
     else:
         log.info("W&B: %s", run.url)
 
