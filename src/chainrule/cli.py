@@ -8,13 +8,14 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
+from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -243,7 +244,26 @@ def _train(words: list[str]) -> None:
 
 def _launch(verb: str, words: list[str]) -> None:
     sys.argv = [sys.argv[0], *words]
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name=verb)(VERBS[verb])()
+    mistakes: list[Exception] = []
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name=verb)(_keeping(mistakes, VERBS[verb]))()
+    if mistakes:
+        raise mistakes[0]
+
+
+def _keeping(mistakes: list[Exception], task: Callable[[DictConfig], float | None]) -> TaskFunction:
+    """The task; a mistake does not pass through Hydra, which would print a line of its own before our message."""
+
+    @wraps(task)
+    def run(cfg: DictConfig) -> float | None:
+        try:
+            return task(cfg)
+        except MISTAKES as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            mistakes.append(error)
+            return None
+
+    return run
 
 
 def _message(error: Exception) -> str:

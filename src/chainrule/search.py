@@ -91,8 +91,10 @@ def _distribution(parsed: Any) -> Any:  # noqa: ANN401 (what Hydra's parser give
     match parsed:
         case ChoiceSweep():
             return CategoricalDistribution([_bare(choice) for choice in parsed.list])
-        case RangeSweep():  # Hydra's, like Python's, stops before its end
-            return IntDistribution(int(parsed.start or 0), math.ceil(parsed.stop or 0) - 1, step=int(parsed.step))
+        case RangeSweep(start=int(start), stop=int(stop), step=int(step)) if range(start, stop, step):
+            return IntDistribution(start, range(start, stop, step)[-1], step=step)
+        case RangeSweep():
+            raise ValueError("range(…) takes whole numbers, and stops before its end")
         case IntervalSweep(start=int(low), end=int(high)):
             return IntDistribution(low, high, log="log" in parsed.tags)
         case IntervalSweep():
@@ -161,7 +163,7 @@ class Search:
 
     def command(self, trial: FrozenTrial) -> list[str]:
         """The words of ``chainrule train`` that repeat a trial."""
-        return [*self.space.words(trial.params), *self.words]
+        return [*self.words, *self.space.words(trial.params)]
 
     def ranking(self) -> list[FrozenTrial]:
         """Finished trials, the best first."""
@@ -198,7 +200,7 @@ class Search:
 
     def _recipe(self) -> dict[str, Any]:
         """Where the first trial starts: at the values that `chainrule train` has, where the space has them, too."""
-        cfg = self._compose([*self.space.words({}), *self.words])
+        cfg = self._compose([*self.words, *self.space.words({})])
         values = {key: OmegaConf.select(cfg, key) for key in self.space.sampled}
         return {key: value for key, value in values.items() if _within(value, self.space.sampled[key])}
 
@@ -218,7 +220,7 @@ class Search:
         return len(done) < self.options.trials and seconds < (self.options.seconds or math.inf)
 
     def _train(self, trial: optuna.Trial) -> None:
-        words = [*self.space.words(trial.params), *self.words]
+        words = [*self.words, *self.space.words(trial.params)]
         log.info("trial %d of %d: %s", trial.number + 1, self.options.trials, " ".join(words))
         cfg = self._compose(words)
         try:

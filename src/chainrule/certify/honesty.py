@@ -69,7 +69,7 @@ def _agreeing(what: str, found: Tensor, expected: Tensor, variance: Tensor) -> f
     if not abs(z) < LIMIT:
         a, b = float(expected.mean()), float(found.mean())
         raise Refuted(
-            f"the {what} is {b:.6g} on average, but {a:.6g} by the model's own conditionals: {z:.1f} standard errors",
+            f"the {what} is {b:.6g} on average, but {a:.6g} by the model itself: {z:.1f} standard errors",
             images=len(found), expected=a, found=b, z=z,
         )  # fmt: skip
     return z
