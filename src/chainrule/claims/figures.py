@@ -110,16 +110,33 @@ def measure_place(section: Section, cfg: DictConfig, clock: Clock) -> Place:
     """
     data = _load(section.rows[0].first, cfg)
     train, test = empirical(data.train), empirical(data.test)
-    figures = [_measure(row, train, test, data, clock) for row in section.rows]
+    figures = [_measure(row, train, test, data, clock) for row in _best(section.rows)]
     return Place(section.data, section.side, section.n, section.sha256, _support(train), _support(test), tuple(figures))
+
+
+def _best(rows: Sequence[Row]) -> list[Row]:
+    """Of several settings of one model and size, those with the lowest validation NLL."""
+    best: dict[tuple[str, int | None], Row] = {}
+    for row in sorted(rows, key=_valid):
+        best.setdefault((row.first.model, _hidden(row)), row)
+    return list(best.values())
+
+
+def _valid(row: Row) -> float:
+    return fmean(r.nll["valid"].mean for r in row.records)
+
+
+def _hidden(row: Row) -> int | None:
+    d = row.first.settings.get("model.hidden")
+    return d if isinstance(d, int) else None
 
 
 def _load(record: Record, cfg: DictConfig) -> Images:
     data = experiment.load_data(cfg, runs.load_config(runs.open_run(record.path)).data)
-    if data.sha256["test"] != record.sha256:
+    if data.sha256 != record.raw["data"]["sha256"]:
         raise ValueError(
-            f"{record.path} was scored on other images than those in {cfg.paths.data_dir}: SHA-256 "
-            f"{record.sha256[:12]}…, not {data.sha256['test'][:12]}…. Give the right paths.data_dir"
+            f"{record.path} is of other {data.name} images (test set SHA-256 {record.sha256[:12]}…) than are in "
+            f"{cfg.paths.data_dir} ({data.sha256['test'][:12]}…): give their paths.data_dir"
         )
     return data
 
@@ -129,8 +146,7 @@ def _support(images: Empirical) -> Support:
 
 
 def _measure(row: Row, train: Empirical, test: Empirical, data: Images, clock: Clock) -> Figures:
-    first = row.first
-    d = first.settings.get("model.hidden")
+    first, d = row.first, _hidden(row)
     log.info("%s, n = %d%s", first.model, first.n, "" if d is None else f", d = {d}")
     densities = [runs.load_autoregressive(r.path) for r in row.records]
     crosses = [(train.cross_entropy(p), test.cross_entropy(p)) for p in densities]
@@ -138,10 +154,10 @@ def _measure(row: Row, train: Empirical, test: Empirical, data: Images, clock: C
     return Figures(
         model=first.model,
         n=first.n,
-        d=d if isinstance(d, int) else None,
+        d=d,
         parameters=densities[0].parameter_count,
         seeds=tuple(r.seed for r in row.records),
-        valid=fmean(r.nll["valid"].mean for r in row.records),
+        valid=_valid(row),
         train=on_train,
         test=row.nll,
         test_stderr=row.stderr,

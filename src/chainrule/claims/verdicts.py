@@ -10,7 +10,8 @@ from typing import Literal
 
 from chainrule.claims.figures import Figures, Place, difference, same_images
 from chainrule.claims.formulas import FORMULAS, largest_nade
-from chainrule.tables.words import nats
+from chainrule.models.tabular import LIMIT
+from chainrule.tables.words import nats, three_digits
 
 Verdict = Literal["holds", "does not hold", "depends", "not measured"]
 
@@ -69,13 +70,11 @@ def _verdict(findings: Sequence[Finding]) -> Verdict:
 
 def _exponential(places: Sequence[Place]) -> Iterable[Finding]:
     largest = max((place.n for place in places), default=0)
-    for place in places:
-        for f in place.of("tabular"):
-            yield Finding(f.parameters == 2**f.n - 1, f"{f.parameters:,} at n = {f.n}; {_digits(largest)}")
-
-
-def _digits(n: int) -> str:
-    return f"2^{n} − 1 ≈ 10^{round(n * math.log10(2))} at n = {n}"
+    for place, (table,) in same_images(places, "tabular"):
+        beyond = (
+            f"; for n = {largest}: 2^{largest} − 1 ≈ 10^{round(largest * math.log10(2))}" if largest > LIMIT else ""
+        )
+        yield Finding(table.parameters == 2**table.n - 1, f"{table.parameters:,} for n = {table.n}{beyond}")
 
 
 def _grows(model: str, places: Sequence[Place]) -> Iterable[Finding]:
@@ -154,15 +153,15 @@ def _slow(places: Sequence[Place]) -> Iterable[Finding]:
     for place in places:
         for f in (f for model in FORMULAS if (f := place.selected(model))):
             passes, walk = (drawn / f.seconds.score_one for drawn in (f.seconds.passes_one, f.seconds.draw_one))
-            yield Finding(passes > SLOW, f"n = {f.n}, {f.name}: {passes:.3g} times as long by n full passes")
-            yield Finding(walk > SLOW, f"{walk:.2g} times by the model's own walk")
+            yield Finding(passes > SLOW, f"n = {f.n}, {f.name}: {three_digits(passes)} times as long by n full passes")
+            yield Finding(walk > SLOW, f"{three_digits(walk)} times by its own walk")
 
 
 # ---- all of them ------------------------------------------------------------------------------------
 
 GROWTH = (
-    "every count is the formula's, and its quotient by the order is at most "
-    f"{BOUNDED:g} times as large for the largest model as for the smallest; two n at least"
+    "every count is the formula's, and divided by the order it grows by a factor of at most "
+    f"{BOUNDED:g} from the smallest model to the largest; two n at least"
 )
 FIT = f"its KL to the training images is below {CLOSE:.0%} of their entropy"
 BETTER = f"a test NLL lower by more than {CLEAR} standard errors of the paired difference, at every n"
