@@ -237,6 +237,27 @@ def test_a_run_that_is_asked_to_stop_keeps_its_work_and_leaves_no_record(
     assert "going on from" in recipe.end(run)
 
 
+def slow_scores(begun: Path) -> None:
+    """Training is over, and the test images are being scored."""
+    from chainrule import experiment
+
+    experiment.nats_per_pixel = lambda *_: (begun.touch(), time.sleep(60))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_asked_to_stop_after_its_training_does(
+    number: signal.Signals, code: int, fvsbn: Recipe, tmp_path: Path
+) -> None:
+    run, output = tmp_path / "run", tmp_path / "output.txt"
+    process = start(fvsbn.command(run), fvsbn.folder, output, partial(slow_scores, tmp_path / "begun"))
+    fvsbn.wait_for(tmp_path / "begun")
+    os.kill(process.pid or 0, number)
+    process.join(30)
+    assert process.exitcode == code
+    assert len(output.read_text().splitlines()) == 2  # what it trains, and that it was stopped
+    fvsbn.end(run)
+
+
 def test_one_run_at_a_time_in_a_directory(fvsbn: Recipe, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start(fvsbn.command(run), fvsbn.folder, tmp_path / "output.txt", partial(slow_epochs, 0.2))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 import tomllib
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from zoo import ROOT
 from chainrule import cli, sweeps
 
 TOY = ["data=toy", "model=fvsbn", "logger=none", "trainer.enable_progress_bar=false", "samples=4"]
+SECOND = "runs/sweep-*/*-1/checkpoints/last.ckpt"  # the second job is under way
 FAULT = "+callbacks.fault._target_=faults.Fault"
 SWEEP = ["train", "-m", *TOY, "trainer.max_epochs=2", FAULT]
 SLOW = ["train", "-m", *TOY, "trainer.max_epochs=20", FAULT, "+callbacks.fault.kind=slow", "seed=range(3)"]
@@ -27,6 +30,15 @@ SLOW = ["train", "-m", *TOY, "trainer.max_epochs=20", FAULT, "+callbacks.fault.k
 
 def command(words: list[str], cwd: Path) -> tuple[int, str]:
     return finish(words, cwd, importable)
+
+
+def launched(words: list[str], cwd: Path) -> subprocess.Popen[str]:
+    """The command as users start it: multiprocessing would wait for the workers of a launcher, which wait for jobs."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", "from chainrule.cli import main; main()", *words]
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
 
 
 def states(folder: Path) -> dict[str, str]:
@@ -45,10 +57,10 @@ def only(folder: Path) -> Path:
     return sweep
 
 
-def wait_for(condition: Callable[[], object], process: ForkServerProcess, seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], object], alive: Callable[[], bool], seconds: float = 300) -> None:
     give_up = time.monotonic() + seconds
     while not condition():
-        assert process.is_alive()
+        assert alive()
         assert time.monotonic() < give_up
         time.sleep(0.02)
 
@@ -56,7 +68,7 @@ def wait_for(condition: Callable[[], object], process: ForkServerProcess, second
 def half_way(cwd: Path, words: list[str]) -> tuple[ForkServerProcess, Path]:
     """A sweep whose first job has finished, and whose second has a checkpoint."""
     process = start(words, cwd, cwd / "output.txt", importable)
-    wait_for(lambda: list(cwd.glob("runs/sweep-*/*-1/checkpoints/last.ckpt")), process)
+    wait_for(lambda: list(cwd.glob(SECOND)), process.is_alive)
     return process, only(cwd)
 
 
@@ -93,18 +105,20 @@ def test_every_launcher_runs_a_sweep_to_its_end(launcher: str, tmp_path: Path) -
     if not find_spec(module):
         pytest.skip(f"the extra {extra} is not installed")
     words = [*SWEEP, "+callbacks.fault.kind=none,explode,leave,none", f"hydra/launcher={launcher}"]
-    code, said = command(words, tmp_path)
-    assert code == 1
+    process = launched(words, tmp_path)
+    said, _ = process.communicate()
+    assert process.returncode == 1
     assert "2 finished, 2 failed" in said
     assert list(states(only(tmp_path)).values()) == ["finished", "failed", "failed", "finished"]
 
 
 @pytest.mark.slow
-def test_a_job_that_is_killed_is_named_and_goes_on_the_next_time(tmp_path: Path) -> None:
+def test_a_job_that_is_killed_is_named(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra slurm is not installed")
     kinds = ["+callbacks.fault.kind=none,die", "hydra/launcher=submitit_local"]
-    code, said = command([*SWEEP, *kinds], tmp_path)
-    assert code == 1
+    process = launched([*SWEEP, *kinds], tmp_path)
+    said, _ = process.communicate()
+    assert process.returncode == 1
     assert "1 finished, 1 interrupted" in said
     assert "the launcher stopped" in said
 
@@ -135,17 +149,18 @@ def test_a_sweep_that_was_killed_does_only_the_rest(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_a_sweep_that_is_stopped_keeps_what_is_finished(launcher: str, name: str, tmp_path: Path) -> None:
+    words = [*SLOW, f"hydra/launcher={launcher}"]
     if launcher == "joblib":
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra joblib is not installed")
-    words = [*SLOW, f"hydra/launcher={launcher}", *(["hydra.launcher.n_jobs=1"] if launcher == "joblib" else [])]
-    process, sweep = half_way(tmp_path, words)
-    os.kill(process.pid or 0, signal.Signals[name])
-    process.join(60)
-    assert process.exitcode == 128 + signal.Signals[name]
-    said = (tmp_path / "output.txt").read_text()
+        words += ["hydra.launcher.n_jobs=1", "hydra.launcher.batch_size=1"]
+    process = launched(words, tmp_path)
+    wait_for(lambda: list(tmp_path.glob(SECOND)), lambda: process.poll() is None)
+    process.send_signal(signal.Signals[name])
+    said, _ = process.communicate()
+    assert process.returncode == 128 + signal.Signals[name]
     assert "1 finished, 1 interrupted, 1 never started" in said
     assert "Traceback" not in said
-    assert list(states(sweep).values()) == ["finished", "interrupted", "never started"]
+    assert list(states(only(tmp_path)).values()) == ["finished", "interrupted", "never started"]
 
 
 @pytest.mark.slow
@@ -191,7 +206,7 @@ def test_resume_never_starts_anew(tmp_path: Path) -> None:
 def test_a_single_run_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     words = ["train", *TOY, "trainer.max_epochs=20", FAULT, "+callbacks.fault.kind=slow"]
     process = start(words, tmp_path, None, importable)
-    wait_for(lambda: list(tmp_path.glob("runs/*/checkpoints/last.ckpt")), process)
+    wait_for(lambda: list(tmp_path.glob("runs/*/checkpoints/last.ckpt")), process.is_alive)
     process.kill()
     process.join()
     (run,) = (tmp_path / "runs").iterdir()

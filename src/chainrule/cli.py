@@ -234,7 +234,8 @@ def _train(words: list[str]) -> None:
 
     with sweeps.arranged(words, CONF) as (arranged, sweep):
         if sweep is None:
-            _launch("train", arranged)
+            with sweeps.stoppable():
+                _launch("train", arranged)
         else:
             code = sweeps.conduct(sweep, partial(_launch, "train", arranged))
             _show(sweeps.summary(sweep))

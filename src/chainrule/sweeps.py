@@ -322,7 +322,7 @@ def conduct(sweep: Sweep, launch: Callable[[], None]) -> int:
     """
     code = None
     try:
-        with _stoppable():
+        with stoppable():
             launch()
     except (KeyboardInterrupt, SystemExit) as stop:
         code = _code(stop)
@@ -337,7 +337,7 @@ def conduct(sweep: Sweep, launch: Callable[[], None]) -> int:
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
+def stoppable() -> Iterator[None]:
     """SIGTERM as an exception, SystemExit(143), also where Lightning is not there to catch it."""
 
     def stop(number: int, frame: FrameType | None) -> None:

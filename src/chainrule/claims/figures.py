@@ -17,6 +17,7 @@ from torch import Tensor
 from chainrule import experiment, runs
 from chainrule.bench.clock import Action, Clock, spread
 from chainrule.bench.speed import score
+from chainrule.claims.formulas import FORMULAS, Formula
 from chainrule.data import Images
 from chainrule.density import AutoregressiveDensity
 from chainrule.empirical import Empirical, empirical
@@ -61,6 +62,20 @@ class Figures:
     @property
     def name(self) -> str:
         return self.model if self.d is None else f"{self.model}-{self.d}"
+
+    @property
+    def formula(self) -> Formula:
+        return FORMULAS[self.model]
+
+    @property
+    def claimed(self) -> int:
+        """The parameters that the text's formula counts."""
+        return self.formula.count(self.n, self.d or 0)
+
+    @property
+    def leading(self) -> int:
+        """What the text says that they are of the order of."""
+        return self.formula.leading(self.n, self.d or 0)
 
 
 @dataclass(frozen=True)

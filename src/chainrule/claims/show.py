@@ -80,9 +80,8 @@ def _impossible(n: int) -> list[str]:
 
 
 def _formula(f: Figures) -> str:
-    formula = FORMULAS[f.model]
-    count = formula.count(f.n, f.d or 0)
-    return formula.text if count == f.parameters else f"{formula.text} = {count:,}, which it is not"
+    text = f.formula.text
+    return text if f.claimed == f.parameters else f"not {text} = {f.claimed:,}"
 
 
 def _notes(place: Place) -> Iterable[str]:

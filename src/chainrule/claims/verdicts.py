@@ -70,30 +70,27 @@ def _verdict(findings: Sequence[Finding]) -> Verdict:
 
 def _exponential(places: Sequence[Place]) -> Iterable[Finding]:
     largest = max((place.n for place in places), default=0)
-    for place, (table,) in same_images(places, "tabular"):
-        beyond = (
-            f"; for n = {largest}: 2^{largest} − 1 ≈ 10^{round(largest * math.log10(2))}" if largest > LIMIT else ""
-        )
+    beyond = f"; for n = {largest}: {_astronomical(largest)}" if largest > LIMIT else ""
+    for _, (table,) in same_images(places, "tabular"):
         yield Finding(table.parameters == 2**table.n - 1, f"{table.parameters:,} for n = {table.n}{beyond}")
 
 
+def _astronomical(n: int) -> str:
+    return f"2^{n} − 1 ≈ 10^{round(n * math.log10(2))}"
+
+
 def _grows(model: str, places: Sequence[Place]) -> Iterable[Finding]:
-    formula = FORMULAS[model]
-    counted = sorted(
-        {(formula.leading(f.n, f.d or 0), f.parameters, f.n, f.d) for place in places for f in place.of(model)},
-        key=lambda point: point[0],
-    )
-    if len({n for _, _, n, _ in counted}) < 2:
+    figures = sorted((f for place in places for f in place.of(model)), key=lambda f: f.leading)
+    if len({f.n for f in figures}) < 2:
         return
-    exact = all(parameters == formula.count(n, d or 0) for _, parameters, n, d in counted)
-    (low, fewest, *_), (high, most, *_) = counted[0], counted[-1]
-    bounded = most / high <= BOUNDED * fewest / low
-    yield Finding(exact and bounded, ", ".join(_count(formula.order, *point) for point in counted))
+    smallest, largest = (f.parameters / f.leading for f in (figures[0], figures[-1]))
+    exact = all(f.parameters == f.claimed for f in figures)
+    yield Finding(exact and largest <= BOUNDED * smallest, ", ".join(dict.fromkeys(map(_count, figures))))
 
 
-def _count(order: str, leading: int, parameters: int, n: int, d: int | None) -> str:
-    hidden = "" if d is None else f", d = {d}"
-    return f"{parameters:,} = {parameters / leading:.3f} {order} (n = {n}{hidden})"
+def _count(f: Figures) -> str:
+    hidden = "" if f.d is None else f", d = {f.d}"
+    return f"{f.parameters:,} = {f.parameters / f.leading:.3f} {f.formula.order} (n = {f.n}{hidden})"
 
 
 def _fewer(than: str, places: Sequence[Place]) -> Iterable[Finding]:

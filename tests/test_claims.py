@@ -1,0 +1,403 @@
+"""The text's claims: exact figures against brute force, and verdicts that turn when the figures do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from zoo import MODELS, ROOT, build, every_image
+
+from chainrule import cli
+from chainrule.claims import figures, show, verdicts
+from chainrule.claims.figures import Figures, Place, Seconds, Support
+from chainrule.claims.formulas import FORMULAS, largest_nade
+from chainrule.data import Toy
+from chainrule.empirical import empirical
+from chainrule.models.tabular import Tabular
+
+TEXTS = {claim.text for claim in verdicts.CLAIMS}
+
+
+# ---- the empirical distribution ---------------------------------------------------------------------
+
+
+def toy(side: int = 3) -> Toy:
+    data = Toy(side=side)
+    data.setup("test")
+    return data
+
+
+@pytest.mark.parametrize("side", [2, 3, 4])
+def test_the_entropy_of_bars_and_stripes(side: int) -> None:
+    found = empirical(toy(side).train)
+    assert found.entropy == pytest.approx(toy(side).entropy, abs=1e-12)
+    assert (found.distinct, found.total) == (2 ** (side + 1) - 2, len(toy(side).train))
+
+
+def test_entropy_at_its_limits() -> None:
+    images = every_image().to(torch.uint8)
+    assert empirical(images).entropy == pytest.approx(math.log(512), abs=1e-12)
+    assert empirical(images[:1].expand(7, -1)).entropy == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_kl_is_the_sum_over_all_images(name: str) -> None:
+    model = build(name)
+    images = every_image()[torch.randint(512, (300,), generator=torch.Generator().manual_seed(1)) // 3]
+    counts = Counter(tuple(image.tolist()) for image in images)
+    expected = 0.0
+    for x in every_image():
+        p = counts[tuple(x.tolist())] / len(images)
+        if p > 0:
+            expected += p * (math.log(p) - model.log_prob(x[None]).item())
+    found = empirical(images.to(torch.uint8))
+    assert found.kl(model) == pytest.approx(expected, abs=1e-9)
+    assert found.cross_entropy(model) == pytest.approx(-model.log_prob(images).mean().item(), abs=1e-9)
+    assert found.kl(model.float()) == pytest.approx(expected, abs=1e-5)
+    assert model.dtype == torch.float32  # the copy was computed with, not the model
+
+
+def test_a_truth_table_fits_the_empirical_distribution() -> None:
+    images = toy().train
+    table = Tabular(shape=(3, 3), smoothing=0)
+    table.fit(images)
+    assert empirical(images).kl(table) == pytest.approx(0, abs=1e-9)
+
+
+def test_images_of_many_pixels_are_told_apart() -> None:
+    images = torch.zeros(4, 784, dtype=torch.uint8)
+    images[1, 783] = images[2, 0] = images[3, 0] = 1
+    found = empirical(images)
+    assert (found.distinct, found.total) == (3, 4)
+    assert sorted(found.counts.tolist()) == [1, 1, 2]
+    assert torch.equal(found.images[found.counts == 2], images[2:3])
+
+
+# ---- formulas ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (4, 4), (7, 7)])
+@pytest.mark.parametrize("d", [1, 3, 17])
+@pytest.mark.parametrize("name", FORMULAS)
+def test_formulas_count_what_models_have(name: str, shape: tuple[int, int], d: int) -> None:
+    n = math.prod(shape)
+    if name == "tabular" and n > 16:
+        pytest.skip("no table is that large")
+    assert build(name, shape=shape, hidden=d).parameter_count == FORMULAS[name].count(n, d)
+
+
+@pytest.mark.parametrize("n", [4, 16, 49, 784])
+def test_the_largest_nade_with_fewer_parameters_than_fvsbn(n: int) -> None:
+    nade, fvsbn = FORMULAS["nade"].count, FORMULAS["fvsbn"].count(n, 0)
+    d = largest_nade(n)
+    assert nade(n, d) < fvsbn <= nade(n, d + 1)
+
+
+# ---- verdicts ---------------------------------------------------------------------------------------
+
+HARD = np.random.default_rng(0).normal(10, 3, 400)  # the NLL of each image, as far as all models share it
+TIMES = Seconds(score_one=1.0, draw_one=1.0, passes_one=1.0, score_many=1.0, draw_many=1.0)
+
+
+def model(name: str, n: int, d: int | None = None, mean: float = 10.0, **changes: object) -> Figures:
+    made = Figures(
+        model=name, n=n, d=d, parameters=FORMULAS[name].count(n, d or 0), seeds=(0,), valid=mean, train=mean, test=mean,
+        test_stderr=0.1, kl_train=0.5, kl_test=0.5, images_per_second=1.0, seconds=TIMES,
+        nll=HARD + mean - 10 + np.random.default_rng(n + (d or 0)).normal(0, 0.1, len(HARD)),
+    )  # fmt: skip
+    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+
+
+def place(n: int, *made: Figures, entropy: float = 2.0) -> Place:
+    images = Support(total=100, distinct=10, entropy=entropy)
+    return Place("static", math.isqrt(n), n, "ab" * 32, images, images, made)
+
+
+def verdict(claim: str, *places: Place) -> str:
+    (found,) = [j for j in verdicts.judge(places) if j.claim == claim]
+    assert bool(found.figures) == (found.verdict != "not measured")
+    return found.verdict
+
+
+def test_nothing_measured_is_no_verdict() -> None:
+    assert {j.verdict for j in verdicts.judge([])} == {"not measured"}
+    assert {j.verdict for j in verdicts.judge([place(16)])} == {"not measured"}
+
+
+def test_a_truth_table_is_exponential() -> None:
+    claim = "a truth table needs exponentially many parameters"
+    assert verdict(claim, place(16, model("tabular", 16))) == "holds"
+    assert verdict(claim, place(16, model("tabular", 16, parameters=300))) == "does not hold"
+    (judgement,) = [j for j in verdicts.judge([place(16, model("tabular", 16)), place(784)]) if j.claim == claim]
+    assert judgement.figures == ("65,535 for n = 16; for n = 784: 2^784 − 1 ≈ 10^236",)
+
+
+def test_a_truth_table_represents_the_training_images() -> None:
+    claim = "a truth table can represent any distribution"
+    assert verdict(claim, place(16, model("tabular", 16, kl_train=0.019))) == "holds"
+    assert verdict(claim, place(16, model("tabular", 16, kl_train=0.021))) == "does not hold"
+    assert verdict(claim, place(16, model("tabular", 16, kl_train=0.021), entropy=3.0)) == "holds"
+
+
+@pytest.mark.parametrize(
+    ("name", "d", "claim"),
+    [
+        ("fvsbn", None, "FVSBN has O(n²) parameters"),
+        ("mlp", 4, "MLP, a network per pixel, has O(n²d) parameters"),
+        ("nade", 40, "NADE has O(nd) parameters"),
+    ],
+)
+def test_growth(name: str, d: int | None, claim: str) -> None:
+    small, large = model(name, 16, d), model(name, 784, d)
+    assert verdict(claim, place(16, small), place(784, large)) == "holds"
+    assert verdict(claim, place(784, large)) == "not measured"
+    more = dataclasses.replace(large, parameters=large.parameters + 1)
+    assert verdict(claim, place(16, small), place(784, more)) == "does not hold"
+
+
+def test_growth_beyond_the_order_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    cubic = dataclasses.replace(FORMULAS["fvsbn"], count=lambda n, d: n**3)
+    monkeypatch.setitem(FORMULAS, "fvsbn", cubic)
+    places = [place(n, model("fvsbn", n)) for n in (16, 49)]
+    assert verdict("FVSBN has O(n²) parameters", *places) == "does not hold"
+
+
+def test_more_expressive_is_better_on_training_and_on_test_images() -> None:
+    claim = "MLP is more expressive than FVSBN"
+    fvsbn = model("fvsbn", 16)
+    assert verdict(claim, place(16, fvsbn, model("mlp", 16, 4, mean=9.0))) == "holds"
+    assert verdict(claim, place(16, fvsbn, model("mlp", 16, 4, mean=11.0))) == "does not hold"
+    overfitted = model("mlp", 16, 4, mean=11.0, train=5.0)
+    assert verdict(claim, place(16, fvsbn, overfitted)) == "depends"
+    both = [
+        place(16, fvsbn, model("mlp", 16, 4, mean=9.0)),
+        place(49, model("fvsbn", 49), model("mlp", 49, 4, mean=11)),
+    ]
+    assert verdict(claim, *both) == "depends"
+
+
+def test_a_difference_within_its_error_is_none() -> None:
+    claim = "NADE is still better than FVSBN"
+    fvsbn, noise = model("fvsbn", 16), np.tile([0.1, -0.1], len(HARD) // 2)  # standard error 0.1 / √399 = 0.005
+    for shift, expected in ((-0.02, "holds"), (-0.005, "does not hold"), (0.02, "does not hold")):
+        nade = dataclasses.replace(model("nade", 16, 5), nll=fvsbn.nll + shift + noise)
+        assert verdict(claim, place(16, fvsbn, nade)) == expected
+
+
+def test_the_best_on_validation_is_compared() -> None:
+    claim = "NADE is still better than FVSBN"
+    bad, good = model("nade", 16, 3, mean=11.0), model("nade", 16, 50, mean=9.0)
+    assert verdict(claim, place(16, model("fvsbn", 16), bad, good)) == "holds"
+    bad = dataclasses.replace(bad, valid=8.0)
+    assert verdict(claim, place(16, model("fvsbn", 16), bad, good)) == "does not hold"
+
+
+def test_fewer_parameters() -> None:
+    small, large, fvsbn, mlp = model("nade", 16, 3), model("nade", 16, 50), model("fvsbn", 16), model("mlp", 16, 16)
+    than_fvsbn, than_mlp = "NADE has fewer parameters than FVSBN", "NADE has fewer parameters than MLP"
+    assert verdict(than_fvsbn, place(16, small, fvsbn)) == "holds"
+    assert verdict(than_fvsbn, place(16, large, fvsbn)) == "does not hold"
+    assert verdict(than_fvsbn, place(16, small, fvsbn), place(16, large, fvsbn)) == "depends"
+    assert verdict(than_mlp, place(16, large, mlp)) == "holds"
+    assert verdict(than_mlp, place(16, large, model("mlp", 16, 1))) == "does not hold"
+
+
+def test_better_with_fewer_parameters() -> None:
+    claim = "so is a NADE with fewer parameters than FVSBN"
+    fvsbn = model("fvsbn", 16)
+    assert verdict(claim, place(16, fvsbn, model("nade", 16, 50, mean=5.0))) == "not measured"
+    assert verdict(claim, place(16, fvsbn, model("nade", 16, 50, mean=5.0), model("nade", 16, 3, mean=9.0))) == "holds"
+    large_only = place(16, fvsbn, model("nade", 16, 50, mean=5.0), model("nade", 16, 3, mean=11.0))
+    assert verdict(claim, large_only) == "does not hold"
+
+
+def test_slow_sampling() -> None:
+    claim = "sampling is sequential, and so slow"
+    for draw, passes, expected in ((1, 9, "does not hold"), (1, 11, "depends"), (11, 11, "holds")):
+        seconds = dataclasses.replace(TIMES, draw_one=draw, passes_one=passes)
+        assert verdict(claim, place(16, model("nade", 16, 3, seconds=seconds))) == expected
+
+
+def test_drawing_by_passes_is_drawing() -> None:
+    density, u = build("nade"), torch.rand(20, 9, dtype=torch.float64)
+    assert torch.equal(figures.draw_by_passes(density, u), density.draw(u))
+
+
+# ---- as text ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", show.FORMATS)
+def test_every_format_has_every_verdict(form: str) -> None:
+    places = [place(16, model("fvsbn", 16), model("nade", 16, 3, mean=9.0)), place(784, model("nade", 784, 500))]
+    text = " ".join(show.render(places, verdicts.judge(places), form, disturbed=0.42).replace("\\", "").split())
+    for part in ("HOLDS: NADE is still better", "DOES NOT HOLD", "NOT MEASURED: MLP is more", "42%", "785,284"):
+        assert part in text
+    if form == "markdown":
+        assert "| tabular | | 2^784 − 1 | 2ⁿ − 1 |" in text
+
+
+def test_a_kl_that_says_nothing_is_left_out() -> None:
+    made = model("fvsbn", 16, kl_train=1.2345)
+    distinct = dataclasses.replace(place(16, made), train=Support(100, 95, math.log(95)))
+    assert "1.2345" in show.render([place(16, made)], [], "markdown")
+    assert "1.2345" not in show.render([distinct], [], "markdown")
+    assert "left out" in show.render([distinct], [], "markdown")
+
+
+# ---- the command ------------------------------------------------------------------------------------
+
+
+def chainrule(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("chainrule")), *words]
+    return subprocess.run(
+        command, cwd=cwd, env=os.environ | {"COLUMNS": "120"}, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All four models on toy images, trained a little and in two sizes, and their claims."""
+    cwd = tmp_path_factory.mktemp("claims")
+    short = [
+        "data=toy",
+        "logger=none",
+        "trainer.enable_progress_bar=false",
+        "trainer.max_epochs=5",
+        "optimizer.lr=0.05",
+    ]
+    table = ["model=tabular", "model.closed_form=true", "model.smoothing=0", "trainer.max_epochs=0"]
+    for words in (["model=fvsbn,mlp", "data.side=2,3"], ["model=nade", "model.hidden=2,8"], table):
+        done = chainrule("train", "-m", *short, *words, cwd=cwd)
+        assert done.returncode == 0, done.stderr
+    done = chainrule("claims", "runs=runs", "out=out/claims.json", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    (cwd / "printed").write_text(done.stdout)
+    return cwd
+
+
+@pytest.mark.slow
+def test_the_command_measures_finished_runs(measured: Path) -> None:
+    content = json.loads((measured / "out/claims.json").read_text())
+    assert [
+        (p["n"], sorted((f["model"], f["d"]) for f in p["figures"] if f["model"] != "fvsbn")) for p in content["places"]
+    ] == [(4, [("mlp", 16)]), (9, [("mlp", 16), ("nade", 2), ("nade", 8), ("tabular", None)])]
+    records = [json.loads(file.read_text()) for file in measured.glob("runs/*/*/result.json")]
+    by_model = {(r["model"], r["data"]["n"], r["config"]["model"].get("hidden")): r for r in records}
+    for where in content["places"]:
+        for found in where["figures"]:
+            record = by_model[found["model"], found["n"], found["d"]]
+            assert found["test"] == record["nll"]["test"]["mean"]
+            # Every split of the toy data has the same distribution, whose entropy is known.
+            assert found["kl_test"] == pytest.approx(found["test"] - where["test"]["entropy"], abs=1e-5)
+            assert found["kl_train"] == pytest.approx(found["kl_test"], abs=1e-9)
+            assert found["parameters"] == record["parameters"]["count"]
+            assert min(found["seconds"].values()) > 0
+        assert where["train"]["entropy"] == pytest.approx(math.log(2 ** (where["side"] + 1) - 2))
+    verdict_of = {claim["claim"]: claim["verdict"] for claim in content["claims"]}
+    assert set(verdict_of) == TEXTS
+    assert verdict_of["a truth table can represent any distribution"] == "holds"
+    assert verdict_of["NADE has O(nd) parameters"] == "not measured"
+
+
+@pytest.mark.slow
+def test_the_command_prints_what_it_writes(measured: Path) -> None:
+    printed, written = (measured / "printed").read_text(), (measured / "out/claims.md").read_text()
+    assert "toy 3×3, n = 9" in printed
+    assert "| model | d | parameters |" in written
+    for text in TEXTS:
+        assert re.search(rf"(HOLDS|DOES NOT HOLD|DEPENDS|NOT MEASURED): {re.escape(text)}", " ".join(printed.split()))
+    assert str(measured) not in (measured / "out/claims.json").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["runs=runs", "format=csv"], "unknown format 'csv': choose one of rich, markdown, latex, html"),
+        (["runs=runs", "out=claims.txt"], "out must end in .json, got claims.txt"),
+        (["runs=nowhere"], "nowhere does not exist"),
+        (["runs=out"], "no finished run of tabular, fvsbn, mlp, nade in"),
+        ([], "say where the runs are"),
+    ],
+)
+def test_mistakes(measured: Path, words: list[str], message: str) -> None:
+    done = chainrule("claims", *words, cwd=measured)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_other_images_than_those_of_the_runs_are_refused(measured: Path, tmp_path: Path) -> None:
+    run = next(file.parent for file in measured.glob("runs/*/*/result.json"))
+    copy = shutil.copytree(run, tmp_path / "run")
+    record = json.loads((copy / "result.json").read_text())
+    record["data"]["sha256"]["train"] = "0" * 64
+    (copy / "result.json").write_text(json.dumps(record))
+    done = chainrule("claims", f"runs={copy}", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "give their paths.data_dir" in done.stderr
+
+
+# ---- the script -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    """A checkout that is set up, and whose chainrule only writes down its words."""
+    checkout = tmp_path / "checkout"
+    shutil.copytree(ROOT / "scripts", checkout / "scripts")
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, checkout)
+    command = checkout / ".venv/bin/chainrule"
+    command.parent.mkdir(parents=True)
+    command.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$*" >>"${0%/*}/words"\n')
+    command.chmod(0o755)
+    ready = 'echo "$(cat pyproject.toml constraints.txt | cksum) $PWD" >.venv/.ready-run'
+    subprocess.run(["bash", "-c", ready], cwd=checkout, check=True)
+    return checkout
+
+
+def words_of(script: Path, *words: str) -> list[list[str]]:
+    subprocess.run([script / "scripts/claims", *words], check=True, cwd=script)
+    return [line.split() for line in (script / ".venv/bin/words").read_text().splitlines()]
+
+
+def test_the_script_trains_and_then_measures(script: Path) -> None:
+    *trainings, last = words_of(script, "paths.data_dir=d", "runs=r", "data=seeded", "seed=0,1")
+    assert last == ["claims", "runs=r", "out=r/claims.json", "paths.data_dir=d"]
+    for words in trainings:
+        assert words[:2] == ["train", "-m"]
+        assert {"data=seeded", "paths.runs=r", "paths.data_dir=d", "seed=0,1"} <= set(words)
+        assert "data=static" not in words
+
+
+def test_the_script_s_recipes_compose_and_cover_every_claim(script: Path) -> None:
+    trained = set()
+    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+        for words in words_of(script)[:-1]:
+            choices = {word.partition("=")[0]: word.partition("=")[2].split(",") for word in words[2:]}
+            for experiment in choices["experiment"]:
+                for side in choices.get("data.side", [""]):
+                    for hidden in choices.get("model.hidden", [""]):
+                        overrides = [f"experiment={experiment}", "data=static"]
+                        overrides += [f"data.side={side}"] * bool(side) + [f"model.hidden={hidden}"] * bool(hidden)
+                        cfg = compose("train", overrides=overrides)
+                        name = cfg.model._target_.split(".")[-2]
+                        trained.add((name, cfg.data.side**2, cfg.model.get("hidden")))
+    sizes = {(name, n) for name, n, _ in trained}
+    assert sizes == {("tabular", 16), *((name, n) for name in ("fvsbn", "mlp", "nade") for n in (16, 49, 784))}
+    for n in (16, 49, 784):
+        assert {d for name, m, d in trained if (name, m) == ("nade", n)} >= {largest_nade(n)}
