@@ -78,7 +78,9 @@ def progress(folder: Path) -> Progress:
     path = next(path for path in (folder / LAST, folder / PREVIOUS, folder / BEST) if path.is_file())
     found = SealedFiles().load_checkpoint(path)
     best_epoch, seconds = found[OURS]["best_epoch"], found[OURS]["seconds"]
-    return Progress(best_epoch, found["epoch"], found["global_step"], seconds, found["images_per_second"], found["kernel"])
+    return Progress(
+        best_epoch, found["epoch"], found["global_step"], seconds, found["images_per_second"], found["kernel"]
+    )
 
 
 def _usable(path: Path) -> bool:
