@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from chainrule.claims.figures import Figures, Place, Seconds, Support
 from chainrule.claims.formulas import FORMULAS, largest_nade
 from chainrule.data import Toy
 from chainrule.empirical import empirical
+from chainrule.experiment import model_name
 from chainrule.models.tabular import Tabular
 
 TEXTS = {claim.text for claim in verdicts.CLAIMS}
@@ -385,19 +388,23 @@ def test_the_script_trains_and_then_measures(script: Path) -> None:
 
 
 def test_the_script_s_recipes_compose_and_cover_every_claim(script: Path) -> None:
-    trained = set()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        for words in words_of(script)[:-1]:
-            choices = {word.partition("=")[0]: word.partition("=")[2].split(",") for word in words[2:]}
-            for experiment in choices["experiment"]:
-                for side in choices.get("data.side", [""]):
-                    for hidden in choices.get("model.hidden", [""]):
-                        overrides = [f"experiment={experiment}", "data=static"]
-                        overrides += [f"data.side={side}"] * bool(side) + [f"model.hidden={hidden}"] * bool(hidden)
-                        cfg = compose("train", overrides=overrides)
-                        name = cfg.model._target_.split(".")[-2]
-                        trained.add((name, cfg.data.side**2, cfg.model.get("hidden")))
-    sizes = {(name, n) for name, n, _ in trained}
-    assert sizes == {("tabular", 16), *((name, n) for name in ("fvsbn", "mlp", "nade") for n in (16, 49, 784))}
+    trained = {size for words in words_of(script)[:-1] for size in sizes(words)}
+    four = {("tabular", 16), *((name, n) for name in ("fvsbn", "mlp", "nade") for n in (16, 49, 784))}
+    assert {(name, n) for name, n, _ in trained} == four
     for n in (16, 49, 784):
-        assert {d for name, m, d in trained if (name, m) == ("nade", n)} >= {largest_nade(n)}
+        hidden = {d for name, m, d in trained if (name, m) == ("nade", n)}
+        assert min(hidden) == largest_nade(n) < max(hidden)
+
+
+def sizes(words: list[str]) -> Iterator[tuple[str, int, int | None]]:
+    """Model, n and d of each job of a sweep."""
+    swept = {key: value.split(",") for key, _, value in (word.partition("=") for word in words)}
+    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+        for experiment in swept["experiment"]:
+            cfg = compose("train", overrides=[f"experiment={experiment}", "data=static"])
+            sides, hidden = (
+                swept.get("data.side", [cfg.data.side]),
+                swept.get("model.hidden", [cfg.model.get("hidden")]),
+            )
+            for side, d in itertools.product(sides, hidden):
+                yield model_name(cfg), int(side) ** 2, None if d is None else int(d)

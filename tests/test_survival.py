@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import math
 import os
 import random
 import resource
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,15 @@ def weights(path: Path) -> dict[str, bytes]:
     return {f"{key}.{name}": v.numpy().tobytes() for key, state in states.items() for name, v in state.items()}
 
 
+def processor(process: ForkServerProcess) -> float:
+    """The processor's seconds of a process, which unlike the clock's do not depend on what else is running."""
+    try:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return math.inf
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @dataclass
 class Recipe:
     """Words that train something, and what comes out of them when nothing happens."""
@@ -76,15 +87,17 @@ class Recipe:
     words: list[str]
     folder: Path
     expected: dict[str, Any] = field(init=False)
-    seconds: float = field(init=False)
+    seconds: float = field(init=False)  # of the processor, from its config.yaml to its end
 
     def __post_init__(self) -> None:
         run = self.folder / "undisturbed"
         process = start(self.command(run), self.folder, self.folder / "output.txt")
         self.wait_for(run / "config.yaml")
-        started = time.monotonic()
+        started = processor(process)
+        while (now := processor(process)) < math.inf:
+            self.seconds = now - started
+            time.sleep(0.001)
         process.join()
-        self.seconds = time.monotonic() - started
         assert process.exitcode == 0, (self.folder / "output.txt").read_text()
         self.expected = outcome(run)
 
@@ -136,7 +149,9 @@ def test_every_kill_is_followed_by_an_exact_resume(recipe: Recipe) -> None:
         run = recipe.folder / f"kill-{killed}"
         process = start(recipe.command(run), recipe.folder, recipe.folder / "output.txt")
         recipe.wait_for(run / "config.yaml")
-        time.sleep(moments.random() * recipe.seconds)
+        moment = processor(process) + moments.random() * recipe.seconds
+        while process.is_alive() and processor(process) < moment:
+            time.sleep(0.001)
         process.kill()
         process.join()
         if process.exitcode == -signal.SIGKILL:  # else it was faster
