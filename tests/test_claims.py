@@ -22,7 +22,7 @@ from hydra import compose, initialize_config_dir
 from zoo import MODELS, ROOT, build, every_image
 
 from chainrule import cli
-from chainrule.claims import figures, show, verdicts
+from chainrule.claims import measuring, show, verdicts
 from chainrule.claims.figures import Figures, Place, Seconds, Support
 from chainrule.claims.formulas import FORMULAS, largest_nade
 from chainrule.data import Toy
@@ -218,7 +218,7 @@ def test_fewer_parameters() -> None:
 
 
 def test_better_with_fewer_parameters() -> None:
-    claim = "so is a NADE with fewer parameters than FVSBN"
+    claim = "NADE is better than FVSBN even with fewer parameters"
     fvsbn = model("fvsbn", 16)
     assert verdict(claim, place(16, fvsbn, model("nade", 16, 50, mean=5.0))) == "not measured"
     assert verdict(claim, place(16, fvsbn, model("nade", 16, 50, mean=5.0), model("nade", 16, 3, mean=9.0))) == "holds"
@@ -235,7 +235,7 @@ def test_slow_sampling() -> None:
 
 def test_drawing_by_passes_is_drawing() -> None:
     density, u = build("nade"), torch.rand(20, 9, dtype=torch.float64)
-    assert torch.equal(figures.draw_by_passes(density, u), density.draw(u))
+    assert torch.equal(measuring.draw_by_passes(density, u), density.draw(u))
 
 
 # ---- as text ----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from commands import finish
 from chainrule import cli
 from chainrule.data import sources
 from chainrule.data.sources import File
+from chainrule.models.fvsbn import FVSBN
 
 TOY = ["data=toy", "logger=none", "trainer.enable_progress_bar=false", "trainer.max_epochs=1", "samples=1"]
 LEFT = {"train.log", "failure.txt", "config.yaml"}  # what a run that failed may leave
@@ -84,6 +86,10 @@ def flip(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
+
+
+def impossible(model: FVSBN, _: torch.Tensor) -> None:
+    model.alpha0.data.fill_(-math.inf)
 
 
 IMAGE = b" ".join(b"01"[i % 2 : i % 2 + 1] for i in range(784)) + b"\n"
@@ -158,6 +164,9 @@ CASES = {
                                     "trainer.accelerator=abacus"),
     "no such precision": training("Precision '8-bits' is invalid. Allowed", "trainer.precision=8-bits"),
     "diverged": training("not finite at step 1, in epoch 0.*learning rate of.*Lower", "model.init_scale=1e38"),
+    "an image of probability 0": training(
+        r"NLL of \d+ of \d+ train images is not finite.*model.smoothing above 0",
+        "model=fvsbn", "trainer.max_epochs=0", arrange=lambda _, patch: patch.setattr(FVSBN, "initialize", impossible)),
     # files of images
     "images missing": training(r"not complete in [\s\S]*: test.amat.\n.*paths.data_dir=FOLDER", *STATIC,
                                arrange=images(lambda _: None)),

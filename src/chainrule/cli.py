@@ -7,7 +7,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +32,7 @@ MISTAKES = (CompactHydraException, OmegaConfBaseException, ValueError, OSError)
 # Exit codes of a process that was asked to end, as a shell has them.
 STOPPED = {130: "interrupted (Ctrl-C)", 143: "stopped (SIGTERM)"}
 
-PATH_KEYS = ("run", "runs", "out", "file", "images", "bench", "paths.data_dir", "paths.cache_dir", "paths.runs")
+PATH_KEYS = ("run", "runs", "out", "file", "bench", "paths.data_dir", "paths.cache_dir", "paths.runs")
 
 USAGE = """chainrule: exact-likelihood autoregressive models of binary images
 
@@ -206,7 +206,8 @@ def main() -> None:
         return
     if verb not in VERBS:
         sys.exit(f"chainrule: no command {verb!r}; there are {', '.join(VERBS)}. See chainrule --help")
-    words = [_quoted(word) for word in words]
+    paths = (*PATH_KEYS, "images") if verb == "compress" else PATH_KEYS  # to bench it is a number
+    words = [_quoted(word, paths) for word in words]
     # OpenMP's threads wait for the next loop by spinning. On cores that others use as well, a long spin keeps
     # the thread that everybody waits for off its core, and a step takes ten times as long; a short one costs nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
@@ -278,10 +279,10 @@ def _message(error: Exception) -> str:
     return str(error)
 
 
-def _quoted(word: str) -> str:
+def _quoted(word: str, paths: Sequence[str]) -> str:
     """Paths as people type them: quoted for Hydra's grammar, so that spaces, = and commas are only letters."""
     key, equals, value = word.partition("=")
-    if not equals or key not in PATH_KEYS or value[:1] in ("'", '"', "["):
+    if not equals or key not in paths or value[:1] in ("'", '"', "["):
         return word
     quoted = ["'" + part.replace("'", "\\'") + "'" for part in (value.split(",") if key == "runs" else [value])]
     return f"{key}=[{','.join(quoted)}]" if key == "runs" else f"{key}={quoted[0]}"

@@ -247,6 +247,7 @@ def _record(cfg: DictConfig, run: RunDir, fitted: Fitted, overrides: Sequence[st
     best, data = fitted.density, fitted.data
     train, _, test = splits(data).values()
     scores = {"train": nll_per_image(best, train), "valid": fitted.valid, "test": nll_per_image(best, test)}
+    _check_finite(scores)
     pixels = nats_per_pixel(best, test)
     save_test(run, nll=scores["test"], pixels=pixels)
     save_completed(best, test[:COMPLETED], run.completions, seed=cfg.seed)
@@ -271,6 +272,16 @@ def _record(cfg: DictConfig, run: RunDir, fitted: Fitted, overrides: Sequence[st
     runs.write_json(run.record, record)
     (run.checkpoints / PREVIOUS).unlink(missing_ok=True)  # nobody goes on from there any more
     return record
+
+
+def _check_finite(scores: dict[str, np.ndarray]) -> None:
+    """Raises a ValueError where an image has probability 0, or a number went bad: there is no mean to record."""
+    for split, nll in scores.items():
+        if bad := int((~np.isfinite(nll)).sum()):
+            raise ValueError(
+                f"the NLL of {bad:,} of {len(nll):,} {split} images is not finite: the model gives them probability 0. "
+                "Set model.smoothing above 0 where the model has it, or lower optimizer.lr"
+            )
 
 
 def scored(density: BinaryDensity, data: Images, scores: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -327,7 +327,8 @@ def conduct(sweep: Sweep, launch: Callable[[], None]) -> int:
     except (KeyboardInterrupt, SystemExit) as stop:
         code = _code(stop)
     except Exception as error:  # of the launcher: those of jobs end in contained()
-        log.error("the launcher stopped: %s", str(error).partition("\n")[0] or type(error).__name__)
+        nothing = all(sweep.state(job) is State.WAITING for job in sweep.jobs)  # then the fault is in the launcher
+        log.error("the launcher stopped: %s", str(error).partition("\n")[0] or type(error).__name__, exc_info=nothing)
     finally:
         if "ray" in sys.modules:  # its workers would go on talking
             sys.modules["ray"].shutdown()

@@ -1,6 +1,6 @@
 """What the text says of its four models, measured on finished runs.
 
-``figures`` measures, ``verdicts`` judges by rules that are written down, ``show`` makes tables and sentences of it.
+``measuring`` makes figures of runs, ``verdicts`` judges by rules that are written down, ``show`` makes text of both.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from omegaconf import DictConfig
 from chainrule import runs, tables
 from chainrule.bench.clock import Clock
 from chainrule.bench.machine import QUIET, Others
-from chainrule.claims.figures import Place, measure_place
+from chainrule.claims.figures import Place
 from chainrule.claims.formulas import FORMULAS
+from chainrule.claims.measuring import measure_place
 from chainrule.claims.show import FORMATS, render
 from chainrule.claims.verdicts import Judgement, judge
 from chainrule.files import write_whole

@@ -175,6 +175,6 @@ CLAIMS = (
     Claim("NADE has fewer parameters than MLP", FEWER, partial(_fewer, "mlp")),
     Claim("NADE has fewer parameters than FVSBN", FEWER, partial(_fewer, "fvsbn")),
     Claim("NADE is still better than FVSBN", BETTER, _better_nade),
-    Claim("so is a NADE with fewer parameters than FVSBN", BETTER, _better_though_smaller),
+    Claim("NADE is better than FVSBN even with fewer parameters", BETTER, _better_though_smaller),
     Claim("sampling is sequential, and so slow", LONG, _slow),
 )
