@@ -27,7 +27,7 @@ from chainrule.data.sources import File
 from chainrule.models.fvsbn import FVSBN
 
 TOY = ["data=toy", "logger=none", "trainer.enable_progress_bar=false", "trainer.max_epochs=1", "samples=1"]
-LEFT = {"train.log", "failure.txt", "config.yaml"}  # what a run that failed may leave
+LEFT = {"train.log", "failure.txt", "config.yaml", "best.ckpt"}  # what a run that failed may leave
 Arrange = Callable[[Path, pytest.MonkeyPatch], object]  # prepares the working folder, which has a finished run in RUN
 
 
@@ -235,8 +235,10 @@ CASES = {
     "a configuration that is no YAML": Case(["sample", "run=RUN"], "config.yaml is damaged",
                                             lambda folder, _: (folder / "RUN/config.yaml").write_text("{a: [")),
     # output folders
-    "a file where runs go": training("runs", "paths.runs=runs", arrange=touch("runs")),
-    "a file where this run goes": training("r", "hydra.run.dir=r", arrange=touch("r")),
+    "a file where runs go": training("Results cannot be written.*another.*: 'runs/", "paths.runs=runs",
+                                      arrange=touch("runs")),
+    "a file where this run goes": training("Results cannot be written.*another.*'r", "hydra.run.dir=r",
+                                           arrange=touch("r")),
 }  # fmt: skip
 
 

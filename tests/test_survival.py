@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import gc
 import json
 import math
 import os
@@ -407,7 +408,8 @@ def watch(file: Path) -> None:
         record = real(*arguments)
         resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
         with file.open("a") as out:
-            out.write(f"{resident} {len(list(Path('/proc/self/fd').iterdir()))}\n")
+            gc.collect()
+            out.write(f"{resident} {len(list(Path('/proc/self/fd').iterdir()))} {len(gc.get_objects())}\n")
         return record
 
     experiment.train = noted
@@ -421,10 +423,11 @@ def test_a_long_sweep_grows_neither_in_memory_nor_in_open_files(tmp_path: Path) 
     code, said = finish(words, tmp_path, partial(watch, tmp_path / "watched"))
     assert code == 0, said
     assert len(list(tmp_path.rglob("result.json"))) == count
-    memory, handles = np.loadtxt(tmp_path / "watched").T
+    memory, handles, objects = np.loadtxt(tmp_path / "watched").T
     assert len(memory) == count
     print(f"{memory[[5, -1]] / 2**20} MB and {handles[[5, -1]]} open files after six runs and after {count}")
     assert handles[-1] <= handles[5]
+    assert (objects[-1] - objects[5]) / (count - 6) < 20  # a configuration alone would be hundreds
     assert memory[-1] - memory[5] < 2**20 * (10 + count / 10)
 
 

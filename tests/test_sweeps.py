@@ -35,7 +35,8 @@ def command(words: list[str], cwd: Path) -> tuple[int, str]:
 def launched(words: list[str], cwd: Path) -> subprocess.Popen[str]:
     """The command as users start it: multiprocessing would wait for the workers of a launcher, which wait for jobs."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", "from chainrule.cli import main; main()", *words]
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # background jobs are deaf to it
+    command = [sys.executable, "-c", f"{heed}; from chainrule.cli import main; main()", *words]
     return subprocess.Popen(
         command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -152,7 +153,7 @@ def test_a_sweep_that_is_stopped_keeps_what_is_finished(launcher: str, name: str
     words = [*SLOW, f"hydra/launcher={launcher}"]
     if launcher == "joblib":
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra joblib is not installed")
-        words += ["hydra.launcher.n_jobs=1", "hydra.launcher.batch_size=1"]
+        words += ["hydra.launcher.n_jobs=1"]
     process = launched(words, tmp_path)
     wait_for(lambda: list(tmp_path.glob(SECOND)), lambda: process.poll() is None)
     process.send_signal(signal.Signals[name])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import EMAWeightAveraging, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
 log = logging.getLogger(__name__)
@@ -21,6 +21,17 @@ class ProgressBar(RichProgressBar):
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
         return {key: value for key, value in metrics.items() if key != "v_num"}
+
+
+class EMA(EMAWeightAveraging):
+    """Lightning's moving average of the weights, which can be sent to other processes before it has begun."""
+
+    def __init__(self, decay: float, use_buffers: bool) -> None:
+        super().__init__(decay=decay, use_buffers=use_buffers)
+        self._arguments = decay, use_buffers
+
+    def __reduce__(self) -> tuple[type[EMA], tuple[float, bool]]:
+        return type(self), self._arguments
 
 
 class EpochLines(L.Callback):

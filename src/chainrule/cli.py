@@ -247,9 +247,21 @@ def _train(words: list[str]) -> None:
 def _launch(verb: str, words: list[str]) -> None:
     sys.argv = [sys.argv[0], *words]
     mistakes: list[Exception] = []
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name=verb)(_keeping(mistakes, VERBS[verb]))()
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=verb)(_keeping(mistakes, VERBS[verb]))()
+    except (OSError, ValueError) as error:
+        raise _of_folder(error) from error
     if mistakes:
         raise mistakes[0]
+
+
+def _of_folder(error: Exception) -> Exception:
+    """The same error; one of making the folder or its log file, which Hydra does, says what to do."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if not isinstance(cause, OSError) or cause.filename is None:
+        return error
+    what = f"{cause.strerror}. Results cannot be written there: choose another folder, as in paths.runs=FOLDER"
+    return OSError(cause.errno, what, cause.filename)
 
 
 def _keeping(mistakes: list[Exception], task: Callable[[DictConfig], float | None]) -> TaskFunction:

@@ -9,7 +9,6 @@ the NLL minus that constant: a density comes near 0 by learning the set by heart
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 
@@ -47,13 +46,12 @@ class Empirical:
 
     @torch.inference_mode()
     def cross_entropy(self, density: BinaryDensity) -> float:
-        """−Σ p̂(x) ln p(x) in nats: the mean NLL of all N images, computed in float64."""
-        exact = copy.deepcopy(density).double().eval()
-        nats = [-exact.log_prob(x.to(exact.device)).cpu() for x in self.images.split(BATCH)]
+        """−Σ p̂(x) ln p(x) in nats: the mean NLL of all N images, a float64 sum of what the density gives."""
+        nats = [-density.log_prob(x.to(density.device)).double().cpu() for x in self.images.split(BATCH)]
         return float(self.counts.double() @ torch.cat(nats)) / self.total
 
     def kl(self, density: BinaryDensity) -> float:
-        """KL(p̂ ‖ p) in nats; 0 where the density is p̂ itself."""
+        """KL(p̂ ‖ p) in nats, as exact as the density: ``density.double()`` for one near 0."""
         return self.cross_entropy(density) - self.entropy
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -28,7 +29,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -42,6 +45,7 @@ from chainrule.files import write_whole
 log = logging.getLogger(__name__)
 
 FILE = "sweep.json"
+CONDUCTOR = "CHAINRULE_SWEEP"  # the process that conducts a sweep; jobs may run in it or in others
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # exit codes, as a shell has them
 
 # What a choice of hydra/launcher, or a verb, needs besides chainrule itself: module → extra.
@@ -287,7 +291,7 @@ def contained() -> Iterator[None]:
 
 def _stops_everything(error: BaseException) -> bool:
     """Ctrl-C; and SIGTERM, when the job runs in the process of the sweep itself."""
-    own = "basic_launcher" in HydraConfig.get().launcher._target_
+    own = os.environ.get(CONDUCTOR) == str(os.getpid())
     return isinstance(error, KeyboardInterrupt) or (own and _code(error) in (INTERRUPTED, TERMINATED))
 
 
@@ -320,7 +324,7 @@ def conduct(sweep: Sweep, launch: Callable[[], None]) -> int:
     Returns:
         The exit code: 0 when all jobs finished, 130 after Ctrl-C, 143 after SIGTERM, else 1.
     """
-    code = None
+    code, os.environ[CONDUCTOR] = None, str(os.getpid())
     try:
         with stoppable():
             launch()
@@ -369,3 +373,10 @@ def summary(sweep: Sweep) -> Group:
     for row in rows:
         table.add_row(*(escape(row[column]) for column in shown))
     return Group(f"{escape(str(sweep.folder))}: {', '.join(counts)}", table)
+
+
+class Forgetful(Callback):
+    """Lets go of a finished job's configurations, which Hydra would keep until the end of the sweep and never read."""
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: object) -> None:
+        job_return.cfg = job_return.hydra_cfg = None

@@ -23,7 +23,7 @@ from chainrule.claims.verdicts import Judgement, judge
 from chainrule.files import write_whole
 
 SCHEMA = 1  # of claims.json
-CLOCK = Clock(rounds=5, seconds=0.5)
+CLOCK = Clock(rounds=3, seconds=0.5)  # n full passes of a large model take seconds
 
 
 def claims(cfg: DictConfig) -> str:

@@ -49,7 +49,7 @@ class Judgement:
 
 
 def judge(places: Sequence[Place]) -> list[Judgement]:
-    """A judgement of every claim."""
+    """A judgement of every claim; ``places`` by growing n."""
     return [_judgement(claim, list(claim.find(places))) for claim in CLAIMS]
 
 
@@ -147,10 +147,11 @@ def _two(one: Figures, other: Figures, split: str) -> str:
 
 
 def _slow(places: Sequence[Place]) -> Iterable[Finding]:
-    for place in places:
-        for f in (f for model in FORMULAS if (f := place.selected(model))):
+    for model in FORMULAS:
+        for place, (f,) in same_images(places, model)[-1:]:
             passes, walk = (drawn / f.seconds.score_one for drawn in (f.seconds.passes_one, f.seconds.draw_one))
-            yield Finding(passes > SLOW, f"n = {f.n}, {f.name}: {three_digits(passes)} times as long by n full passes")
+            words = f"{f.name}, n = {place.n}: {three_digits(passes)} times as long by n full passes"
+            yield Finding(passes > SLOW, words)
             yield Finding(walk > SLOW, f"{three_digits(walk)} times by its own walk")
 
 
@@ -163,7 +164,7 @@ GROWTH = (
 FIT = f"its KL to the training images is below {CLOSE:.0%} of their entropy"
 BETTER = f"a test NLL lower by more than {CLEAR} standard errors of the paired difference, at every n"
 FEWER = "of the models with the lowest validation NLL, at every n"
-LONG = f"drawing an image takes more than {SLOW} times as long as scoring one, in either way"
+LONG = f"drawing an image takes more than {SLOW} times as long as scoring one, in either way, at each model's largest n"
 
 CLAIMS = (
     Claim("a truth table can represent any distribution", FIT, _represents),
