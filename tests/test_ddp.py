@@ -14,6 +14,7 @@ import pytest
 import torch
 from commands import finish, start
 from faults import importable
+from wandb_file import parts, read
 
 # 33 images a batch: the two shares differ by one, and the last batch of an epoch is short.
 TOY = [
@@ -63,15 +64,19 @@ def test_two_processes_give_the_numbers_of_one(model: str, tmp_path: Path) -> No
     for key, value in weights[0].items():
         torch.testing.assert_close(weights[1][key], value, rtol=1e-4, atol=1e-6)
 
-    assert len(list(two.glob("wandb/offline-run-*"))) == 1
+    ((expected_log,), (log,)) = ([read(part) for part in parts(run)] for run in (one, two))
+    assert [row.keys() for row in log.history] == [row.keys() for row in expected_log.history]
+    assert log.summary.keys() == expected_log.summary.keys()
+    for row, expected_row in zip(log.history, expected_log.history, strict=True):
+        assert row.get("val/nll") == pytest.approx(expected_row.get("val/nll"), rel=1e-5)
     assert [row.keys() for row in rows(two)] == [row.keys() for row in rows(one)]
     for row, expected_row in zip(rows(two), rows(one), strict=True):
         for key in ("train/nll", "val/nll", "lr", "epoch", "step"):
             assert (row[key] == "") == (expected_row[key] == "")
             if row[key]:
                 assert float(row[key]) == pytest.approx(float(expected_row[key]), rel=1e-5)
-    log = (two / "train.log").read_text()
-    assert log.count("epoch 1 of 3") == log.count("epoch 3 of 3") == 1
+    said = (two / "train.log").read_text()
+    assert said.count("epoch 1 of 3") == said.count("epoch 3 of 3") == 1
 
 
 def test_it_combines_with_a_sweep(tmp_path: Path) -> None:

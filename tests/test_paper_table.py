@@ -22,7 +22,9 @@ STAND_IN = """#!/usr/bin/env bash
 echo "$*" >>asked.txt
 for word; do case $word in hydra.sweep.dir=* | out=* | run=*) folder=${word#*=} ;; esac; done
 case $1 in
-    train) mkdir -p "$folder/a" "$folder/b" && touch "$folder"/{a,b}/result.json "$folder/a/best.ckpt" ;;
+    train)
+        case $folder in $FAILING) exit "$CODE" ;; esac
+        mkdir -p "$folder/a" "$folder/b" && touch "$folder"/{a,b}/result.json "$folder/a/"{best.ckpt,nll_test.npz} ;;
     mix) mkdir -p "$folder" && touch "$folder/result.json" ;;
     certify) touch "$folder/certificate.json" && [[ $folder != "$REFUTED" ]] ;;
 esac
@@ -47,8 +49,10 @@ def stage(tmp_path: Path) -> Path:
     return checkout(tmp_path, tmp_path / "venv")
 
 
-def paper_table(folder: Path, *words: str, refuted: str = "none") -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"COLUMNS": "200", "REFUTED": refuted}
+def paper_table(
+    folder: Path, *words: str, refuted: str = "none", failing: str = "none", code: int = 1
+) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"COLUMNS": "200", "REFUTED": refuted, "FAILING": failing, "CODE": str(code)}
     command = ["bash", folder / "scripts/paper_table", *words]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
@@ -89,7 +93,23 @@ def test_what_is_certified_is_not_certified_again_and_what_is_refuted_is_told(st
 def test_records_are_copied_without_checkpoints(stage: Path) -> None:
     assert paper_table(stage, "rows=nade", "seeds=0", "results=to/records").returncode == 0
     copied = {str(path.relative_to(stage / "to/records")) for path in (stage / "to/records").rglob("*.*")}
-    assert copied == {f"nade-static-s0/{job}/{name}.json" for job in "ab" for name in ("result", "certificate")}
+    assert copied == {f"nade-static-s0/{job}/{name}.json" for job in "ab" for name in ("result", "certificate")} | {
+        "nade-static-s0/a/nll_test.npz"
+    }
+
+
+def test_a_row_that_fails_does_not_cost_the_others(stage: Path) -> None:
+    words = ["rows=fvsbn,nade", "seeds=0"]
+    assert paper_table(stage, *words, failing="*/fvsbn-*").returncode == 1
+    asked_for = (stage / "asked.txt").read_text()
+    assert "experiment=nade" in asked_for
+    assert "tabulate" in asked_for
+
+
+@pytest.mark.parametrize("code", [130, 143])
+def test_what_is_stopped_stops_everything(stage: Path, code: int) -> None:
+    assert paper_table(stage, "rows=fvsbn,nade", "seeds=0", failing="*/fvsbn-*", code=code).returncode == code
+    assert "experiment=nade" not in (stage / "asked.txt").read_text()
 
 
 @pytest.mark.slow

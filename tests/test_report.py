@@ -179,6 +179,9 @@ def test_a_folder_without_a_finished_run(tmp_path: Path) -> None:
     page = Parsed(report(tmp_path / "runs"))
     assert "0 finished runs, 1 without a result" in page.text
     assert "killed unfinished" in page.text
+    jobs = [{"folder": name, "words": "", "fingerprint": ""} for name in ("killed", "waiting")]
+    (tmp_path / "runs/sweep.json").write_text(json.dumps({"schema": 1, "key": "", "jobs": jobs}))
+    assert "waiting never started" in Parsed(report(tmp_path / "runs")).text
 
 
 def test_certificates(tmp_path: Path) -> None:
@@ -231,7 +234,7 @@ def test_a_mixture_was_never_trained(tmp_path: Path) -> None:
     text = report(tmp_path / "runs")
     assert "87.00" in text
     assert "NLL against training time" not in text
-    assert "chainrule mix runs=nade-0,nade-1" in text
+    assert "chainrule mix &#39;runs=…/nade-0,…/nade-1&#39;" in text
     assert "run: …/nade-1" in text
     assert "alice" not in text
 
@@ -451,6 +454,9 @@ def test_the_command_can_be_pasted() -> None:
         rerun({"config": {}, "overrides": words})
         == "chainrule train experiment=x 'callbacks=[ema,early stop]' '~callbacks.ema'"
     )
+    mixture = {"members": [{"run": "../a"}, {"run": "../b"}]}
+    assert rerun({"config": mixture, "overrides": ["runs=here", "seed=3"]}) == "chainrule mix runs=here seed=3"
+    assert rerun({"config": mixture, "overrides": ["seed=3"]}) == "chainrule mix seed=3 'runs=…/a,…/b'"
 
 
 # ---- the command ------------------------------------------------------------------------------------

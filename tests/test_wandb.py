@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import struct
+import socket
 import subprocess
 import sys
 import threading
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +23,7 @@ from commands import finish
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from wandb.proto import wandb_internal_pb2 as protocol
+from wandb_file import Log, items, parts, read
 from wandb_server import Server
 from zoo import ROOT, build
 
@@ -59,59 +57,6 @@ def train(words: list[str], folder: Path, run: str = "run", **environment: str) 
     code, said = finish(command, folder, partial(alone, folder, **environment))
     assert code == 0, said
     return said
-
-
-@dataclass
-class Log:
-    """The contents of an offline run."""
-
-    run: protocol.RunRecord
-    history: list[dict[str, Any]]
-    summary: dict[str, Any]
-    artifacts: list[protocol.ArtifactRecord]
-
-
-def records(path: Path) -> Iterator[protocol.Record]:
-    """The records of a ``.wandb`` file: LevelDB's log format, in which a record may be cut into several chunks."""
-    data = path.read_bytes()
-    assert data[:4] == b":W&B"
-    place, record = 7, b""
-    while place + 7 <= len(data):
-        if (left := 32768 - place % 32768) < 7:  # a chunk does not begin in the last bytes of a block
-            place += left
-            continue
-        checksum, length, kind = struct.unpack("<IHB", data[place : place + 7])
-        chunk = data[place + 7 : place + 7 + length]
-        if len(chunk) < length or kind == 0:  # torn by whoever killed the run
-            return
-        assert zlib.crc32(bytes([kind]) + chunk) == checksum
-        place, record = place + 7 + length, record + chunk
-        if kind in (1, 4):
-            yield protocol.Record.FromString(record)
-            record = b""
-
-
-def items(found: Iterable[Any]) -> dict[str, Any]:
-    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in found}
-
-
-def read(part: Path) -> Log:
-    (path,) = part.glob("*.wandb")
-    all_of_it = list(records(path))
-    summary: dict[str, Any] = {}
-    for record in all_of_it:
-        summary |= items(record.summary.update)
-    return Log(
-        next(r.run for r in all_of_it if r.HasField("run")),
-        [items(r.history.item) for r in all_of_it if r.HasField("history")],
-        summary,
-        [r.artifact for r in all_of_it if r.HasField("artifact")],
-    )
-
-
-def parts(run: Path) -> list[Path]:
-    """The offline runs that a run directory holds, oldest first."""
-    return sorted(run.glob("wandb/offline-run-*"))
 
 
 def pixels(part: Path, picture: str) -> np.ndarray:
@@ -361,9 +306,33 @@ def test_no_network_costs_no_more_than_our_patience(monkeypatch: pytest.MonkeyPa
     assert not login.reachable("https://no-such-host.invalid")
     assert not login.reachable("http://127.0.0.1:1")
     forever = threading.Event()
-    monkeypatch.setattr("socket.create_connection", lambda *_: forever.wait(60))
+
+    def connect(*_: object) -> None:
+        forever.wait(60)
+        raise OSError
+
+    monkeypatch.setattr("socket.create_connection", connect)
     assert not login.reachable("https://a-host-that-does-not-answer.invalid")
     forever.set()
+
+
+def test_a_stuck_lookup_does_not_hold_the_end_of_the_program_up() -> None:
+    stuck = "import socket, time; socket.create_connection = lambda *_: time.sleep(60)"
+    ask = "from chainrule.dashboard import login; assert not login.reachable('http://stuck.invalid')"
+    subprocess.run([sys.executable, "-c", f"{stuck}; {ask}"], check=True, timeout=30)
+
+
+def test_behind_a_proxy_it_is_the_proxy_that_has_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    nobody, host = "http://127.0.0.1:1", "http://no-such-host.invalid"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        somebody = f"127.0.0.1:{server.getsockname()[1]}"
+        assert login.reachable(host, f"http://{somebody}")
+        assert login.reachable(host, somebody)
+        monkeypatch.setenv("http_proxy", f"http://{somebody}")
+        assert login.reachable(host)
+        assert not login.reachable(host, nobody)  # W&B's own setting comes first
+        monkeypatch.setenv("no_proxy", "no-such-host.invalid")
+        assert not login.reachable(host)
 
 
 def test_without_a_key_the_network_is_not_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -371,7 +340,7 @@ def test_without_a_key_the_network_is_not_asked(monkeypatch: pytest.MonkeyPatch,
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     asked: list[str] = []
-    monkeypatch.setattr(login, "reachable", lambda url: bool(asked.append(url)) or True)
+    monkeypatch.setattr(login, "reachable", lambda url, proxy: bool(asked.append(url)) or True)
     assert not login.logged_in()
     assert not asked
     (tmp_path / "none").write_text(f"machine api.forge.coreweave.com login user password {'x' * 40}\n")

@@ -32,7 +32,10 @@ MISTAKES = (CompactHydraException, OmegaConfBaseException, ValueError, OSError)
 # Exit codes of a process that was asked to end, as a shell has them.
 STOPPED = {130: "interrupted (Ctrl-C)", 143: "stopped (SIGTERM)"}
 
-PATH_KEYS = ("run", "runs", "out", "file", "bench", "paths.data_dir", "paths.cache_dir", "paths.runs")
+PATH_KEYS = (
+    "run", "runs", "out", "file", "bench",
+    "paths.data_dir", "paths.cache_dir", "paths.runs", "hydra.run.dir", "hydra.sweep.dir",
+)  # fmt: skip
 
 USAGE = """chainrule: exact-likelihood autoregressive models of binary images
 
@@ -292,11 +295,16 @@ def _message(error: Exception) -> str:
 
 
 def _quoted(word: str, paths: Sequence[str]) -> str:
-    """Paths as people type them: quoted for Hydra's grammar, so that spaces, = and commas are only letters."""
+    """Paths as people type them: quoted for Hydra's grammar, so that spaces, = and commas are only letters.
+
+    A ~ is the home folder: shells leave it as it is after a =, and Hydra makes a folder of that name.
+    """
     key, equals, value = word.partition("=")
     if not equals or key not in paths or value[:1] in ("'", '"', "["):
         return word
-    quoted = ["'" + part.replace("'", "\\'") + "'" for part in (value.split(",") if key == "runs" else [value])]
+    parts = [str(Path(part).expanduser()) if part[:1] == "~" else part
+             for part in (value.split(",") if key == "runs" else [value])]  # fmt: skip
+    quoted = ["'" + part.replace("'", "\\'") + "'" for part in parts]
     return f"{key}=[{','.join(quoted)}]" if key == "runs" else f"{key}={quoted[0]}"
 
 

@@ -45,7 +45,7 @@ def mix(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[Path, dict[str,
             runs.claim(run, config)
             log.info("%d members; everything goes to %s", len(members), run.path)
             with runs.failure_noted(run):
-                record = _record(cfg, members, config, run) | {"overrides": list(overrides)}
+                record = _record(cfg, members, config, run) | {"overrides": _words(overrides)}
                 runs.write_json(run.record, record)
     return run.path, record
 
@@ -144,6 +144,17 @@ def _record(cfg: DictConfig, members: Sequence[Record], config: DictConfig, run:
         "members": [_member(r) for r in members],
         "config": OmegaConf.to_container(config, resolve=True),
     }
+
+
+def _words(overrides: Sequence[str]) -> list[str]:
+    """The words of the command line, without those that say where things lie on this machine."""
+    return [word for word in runs.public_words(overrides) if not _leads_elsewhere(*word.partition("=")[::2])]
+
+
+def _leads_elsewhere(key: str, value: str) -> bool:
+    """Whether these are folders that are not below the working directory."""
+    folders = value.strip("[]").replace("'", "").split(",")
+    return key in ("runs", "out") and any(folder.startswith(("/", "~", "..")) for folder in folders)
 
 
 def _member(r: Record) -> dict[str, Any]:

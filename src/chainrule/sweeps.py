@@ -168,13 +168,19 @@ def arranged(words: Sequence[str], conf: Path) -> Iterator[tuple[list[str], Swee
         The words, with the folder where there is one to name; and the sweep, if it is one.
 
     Raises:
-        ValueError: the folder that the user names holds another sweep, or the same one is running there.
+        ValueError: the folder that the user names holds another sweep, or the same one is running there; a launcher's
+            packages are missing; or the configurations themselves are to be others.
     """
     flags = get_args_parser().parse_args(list(words))
+    if flags.config_path or flags.config_name:  # the jobs of a sweep are found in ours
+        raise ValueError(
+            "--config-path and --config-name replace chainrule's own configuration: leave them out, and add "
+            "configurations of yours with --config-dir=FOLDER (its experiment/mine.yaml is then experiment=mine)"
+        )
     for word in flags.overrides:
-        if word.startswith("hydra/launcher="):
+        if word.startswith("hydra/launcher="):  # without its packages Hydra does not even know the choice
             require(word.partition("=")[2])
-    asks = (flags.help, flags.hydra_help, flags.cfg, flags.info, flags.shell_completion, flags.config_name)
+    asks = (flags.help, flags.hydra_help, flags.cfg, flags.info, flags.shell_completion)
     with ExitStack() as held:
         yield (list(words), None) if any(asks) else _found(list(words), flags, conf, held)
 
@@ -372,7 +378,11 @@ def summary(sweep: Sweep) -> Group:
         table.add_column(heading, no_wrap=heading != "why", justify="right" if heading == "test NLL" else "left")
     for row in rows:
         table.add_row(*(escape(row[column]) for column in shown))
-    return Group(f"{escape(str(sweep.folder))}: {', '.join(counts)}", table)
+    # A cluster's jobs outlive the command that sent them.
+    advice = ["What runs elsewhere goes on: wait for it, or stop it there, before you give the command again"]
+    return Group(
+        f"{escape(str(sweep.folder))}: {', '.join(counts)}", table, *(advice if State.RUNNING in states else [])
+    )
 
 
 class Forgetful(Callback):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as Timeout
+import threading
+from contextlib import suppress
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 PATIENCE = 0.8  # seconds that finding out about the network may cost
 
@@ -18,18 +19,26 @@ def logged_in() -> bool:
     if settings.mode in ("offline", "dryrun", "disabled"):
         return False
     # The key is looked for on this machine; whether it is right is seen when it is used.
-    return bool(wandb.login(prompt=False, verify=False)) and reachable(settings.base_url)
+    return bool(wandb.login(prompt=False, verify=False)) and reachable(settings.base_url, settings.https_proxy)
 
 
-def reachable(url: str) -> bool:
-    """Whether somebody answers there, within our patience."""
-    parts = urlsplit(url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    pool = ThreadPoolExecutor(1)  # a thread, since looking up a name knows no time limit
-    try:
-        pool.submit(socket.create_connection, (parts.hostname, port), PATIENCE).result(PATIENCE).close()
-    except (OSError, Timeout):
-        return False
-    finally:
-        pool.shutdown(wait=False)
-    return True
+def reachable(url: str, proxy: str | None = None) -> bool:
+    """Whether somebody answers there, or at the proxy on the way there, within our patience.
+
+    Args:
+        url: of the server.
+        proxy: of W&B's own settings; None: the environment's.
+    """
+    parts, answers = urlsplit(url), threading.Event()
+    if not proxy and not proxy_bypass(parts.hostname or ""):
+        proxy = getproxies().get(parts.scheme)
+    first = urlsplit(proxy if "://" in proxy else f"//{proxy}") if proxy else parts
+    port = first.port or (443 if first.scheme == "https" else 80)
+
+    def knock() -> None:
+        with suppress(OSError), socket.create_connection((first.hostname, port), PATIENCE):
+            answers.set()
+
+    # Looking up a name knows no time limit: a thread, and one that the end of the program does not wait for.
+    threading.Thread(target=knock, daemon=True).start()
+    return answers.wait(PATIENCE)

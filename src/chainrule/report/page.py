@@ -103,10 +103,10 @@ def _config(record: tables.Record) -> str:
     return str(yaml.safe_dump(public(record.raw["config"]), sort_keys=False, allow_unicode=True)).strip()
 
 
-def _unfinished(folders: Iterable[Path], tops: Sequence[Path]) -> list[tuple[str, str]]:
-    """Name and reason of what has no record; those that say why come first."""
-    found = [(name_below(path, tops), without_places(tables.failure(path))) for path in folders]
-    return sorted(found, key=lambda entry: (not entry[1], entry[0]))
+def _unfinished(folders: Iterable[Path], tops: Sequence[Path]) -> list[tuple[str, str, str]]:
+    """Name, standing and reason of what has no record; those that say why come first."""
+    found = [(name_below(path, tops), tables.standing(path), without_places(tables.failure(path))) for path in folders]
+    return sorted(found, key=lambda entry: (not entry[2], entry[0]))
 
 
 def _growth(bench: Bench | None, models: Sequence[str], style: figures.Styles) -> list[Chart]:

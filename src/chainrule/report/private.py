@@ -39,9 +39,8 @@ def public(value: object) -> object:
 
 def rerun(record: Mapping[str, Any]) -> str:
     """The command that makes this run again, from its result.json, without what is private."""
+    overrides = [str(word) for word in record.get("overrides") or [] if not is_private(str(word).partition("=")[0])]
     members = record["config"].get("members")
-    if members:  # a mixture
-        return shlex.join(["chainrule", "mix", f"runs={','.join(PurePath(str(m['run'])).name for m in members)}"])
-    overrides = map(str, record.get("overrides") or [])
-    words = [without_places(word) for word in overrides if not is_private(word.partition("=")[0])]
-    return shlex.join(["chainrule", "train", *words])
+    if members and not any(word.startswith("runs=") for word in overrides):  # they lay somewhere on that machine
+        overrides.append(f"runs={','.join('…/' + PurePath(str(m['run'])).name for m in members)}")
+    return shlex.join(["chainrule", "mix" if members else "train", *map(without_places, overrides)])
