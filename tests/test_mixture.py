@@ -188,6 +188,27 @@ def test_a_folder_of_its_own_says_what_it_is(finished: Path) -> None:
     assert len(load_model(path).members) == 2
 
 
+def test_one_that_was_killed_is_finished_by_the_same_command(copied: Path) -> None:
+    shutil.rmtree(copied / "mixed")
+    for _ in range(2):  # what was killed has everything but a record
+        code, said = commands.finish(["mix", "runs=members", "paths.runs=members"], copied)
+        assert code == 0, said
+        (path,) = (copied / "members").glob("mixture-*")
+        (path / "result.json").unlink()
+
+
+def test_a_record_does_not_say_where_things_lie(copied: Path, tmp_path: Path) -> None:
+    far = tmp_path / "somebody/secret/folder/mixed"
+    words = [f"runs={copied}/members/a,{copied}/members/b", f"out={far}", "samples=3"]
+    code, said = commands.finish(["mix", *words], copied)
+    assert code == 0, said
+    record = (far / "result.json").read_text()
+    assert str(tmp_path) not in record
+    assert "moved" not in record
+    assert json.loads(record)["overrides"] == ["samples=3"]
+    assert len(load_model(far).members) == 2
+
+
 def test_a_member_that_has_changed_or_is_gone_is_refused(copied: Path) -> None:
     train(copied, "other", "model.order=transposed_lr", "seed=6")
     shutil.copy(copied / "other/checkpoints/best.ckpt", copied / "members/b/checkpoints/best.ckpt")

@@ -188,7 +188,7 @@ def test_certificates(tmp_path: Path) -> None:
     for name, passed in (("nade", True), ("fvsbn", False)):
         run = write_run(tmp_path / "runs" / name, model=name, checkpoint_sha256="ab")
         checks = {"coding": {"passed": passed}}
-        content = {"schema": 1, "passed": passed, "checkpoint_sha256": "ab", "date": "2026-11-25", "checks": checks}
+        content = {"schema": 1, "passed": passed, "checkpoint_sha256": "ab", "test_nll": 87.0, "checks": checks}
         (run / "certificate.json").write_text(json.dumps(content))
     page = Parsed(report(tmp_path / "runs"))
     badges = [span["class"] for span in page.all("span") if span.get("class", "").startswith("badge")]

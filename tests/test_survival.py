@@ -26,7 +26,7 @@ import torch
 from commands import finish, start
 
 from chainrule import files
-from chainrule.checkpoints import BEST, LAST, PREVIOUS, resumable
+from chainrule.checkpoints import BEST, LAST, PREVIOUS, SealedFiles, resumable
 from chainrule.files import is_intact, is_sealed, remove_parts, seal, write_whole
 
 KILLS = int(os.environ.get("CHAINRULE_KILLS", "10"))
@@ -234,6 +234,17 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_used(
     assert not (fvsbn.folder / "executed").exists()
 
 
+def test_a_torn_checkpoint_does_not_take_the_place_of_the_good_one(fvsbn: Recipe, tmp_path: Path) -> None:
+    folder = tmp_path / "run/checkpoints"
+    fvsbn.die(tmp_path / "run", partial(die_at, "fsync", 17))
+    DAMAGES["one bit"](folder / LAST)
+    good = (folder / PREVIOUS).read_bytes()
+    assert resumable(folder) == folder / PREVIOUS
+    assert not (folder / LAST).exists()
+    SealedFiles().save_checkpoint({"a": 1}, folder / LAST)
+    assert (folder / PREVIOUS).read_bytes() == good
+
+
 # ---- asked to stop ------------------------------------------------------------------------------------
 
 
@@ -251,6 +262,30 @@ def test_a_run_that_is_asked_to_stop_keeps_its_work_and_leaves_no_record(
     assert "Traceback" not in said
     assert not (run / "result.json").exists()
     assert "going on from" in recipe.end(run)
+
+
+def slow_validation(begun: Path) -> None:
+    from chainrule.module import DensityModule
+
+    def step(self: DensityModule, x: torch.Tensor, batch_idx: int) -> None:
+        begun.touch()
+        time.sleep(1)
+
+    DensityModule.validation_step = step  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_what_is_written_down_and_not_trained_can_be_stopped_too(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    words = ["train", *TOY, "model=fvsbn", "trainer.max_epochs=0", "data.eval_batch_size=10", "hydra.run.dir=run"]
+    process = start(words, tmp_path, tmp_path / "output.txt", partial(slow_validation, tmp_path / "begun"))
+    Recipe.wait_for(tmp_path / "begun")
+    os.kill(process.pid or 0, number)
+    process.join(60)
+    assert process.exitcode == code, (tmp_path / "output.txt").read_text()
+    assert not (tmp_path / "run/result.json").exists()
+    assert not (tmp_path / "run/failure.txt").exists()
 
 
 def slow_scores(begun: Path) -> None:
@@ -337,6 +372,17 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_when_there_is_room(
     assert not (run / "failure.txt").exists()
 
 
+def test_a_full_disk_leaves_no_torn_samples(fvsbn: Recipe, tmp_path: Path) -> None:
+    fvsbn.end(tmp_path / "run")
+    for out in ("x.npy", "x.png"):
+        words = ["sample", f"run={tmp_path}/run", "n=1000", f"out={tmp_path}/{out}"]
+        code, said = finish(words, tmp_path, partial(small_files, 400))
+        assert code == 1
+        assert f"{out}'. Make room, or write to another folder" in said
+        assert not (tmp_path / out).exists()
+        assert not list(tmp_path.rglob("*.part"))
+
+
 # ---- numbers that go bad ------------------------------------------------------------------------------
 
 
@@ -361,6 +407,33 @@ def poison(step: int, what: str) -> None:
         DensityModule.training_step = bad_loss  # type: ignore[method-assign]
     else:
         DensityModule.on_before_optimizer_step = bad_gradient  # type: ignore[method-assign]
+
+
+def poison_weights(step: int) -> None:
+    """Makes the weights not finite after a step whose loss and gradient were."""
+    from chainrule.module import DensityModule
+
+    after = DensityModule.on_train_batch_end
+
+    def bad_weights(self: DensityModule, *arguments: Any) -> None:  # noqa: ANN401
+        after(self, *arguments)
+        if self.global_step == step:
+            with torch.no_grad():
+                next(self.parameters()).fill_(torch.nan)
+
+    DensityModule.on_train_batch_end = bad_weights  # type: ignore[method-assign]
+
+
+def test_weights_that_go_bad_in_the_last_step_of_an_epoch_are_seen_in_time(fvsbn: Recipe, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code, said = finish(fvsbn.command(run), fvsbn.folder, partial(poison_weights, 30))
+    assert code == 1
+    assert "the validation NLL is not finite at step 30, in epoch 2," in said
+    assert not (run / "result.json").exists()
+    kept = [torch.load(path, weights_only=True) for path in (run / "checkpoints").glob("*.ckpt")]
+    assert len(kept) >= 2
+    assert all(bool(v.isfinite().all()) for c in kept for v in c["state_dict"].values())
+    fvsbn.end(run)
 
 
 @pytest.mark.parametrize("step", [1, 27, 60])

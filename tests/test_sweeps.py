@@ -254,6 +254,40 @@ def test_a_launcher_composes(launcher: str) -> None:
     assert target.partition(".")[2].startswith(sweeps.EXTRAS[launcher][0].partition(".")[2])
 
 
+@pytest.mark.parametrize("content", ["x", "{}", "[]"])
+def test_a_damaged_neighbour_is_passed_over(content: str, tmp_path: Path) -> None:
+    (tmp_path / "runs/old").mkdir(parents=True)
+    (tmp_path / "runs/old/sweep.json").write_text(content)
+    code, said = command([*SWEEP, "+callbacks.fault.kind=none", "seed=0"], tmp_path)
+    assert code == 0
+    assert "old/sweep.json is damaged" in said
+    code, said = command([*SWEEP, "+callbacks.fault.kind=none", "seed=0", "hydra.sweep.dir=runs/old"], tmp_path)
+    assert code == 1
+    assert "old/sweep.json is damaged: remove it" in said
+    assert "Traceback" not in said
+
+
+def test_a_damaged_record_is_named_with_its_cure(tmp_path: Path) -> None:
+    words = [*SWEEP, "+callbacks.fault.kind=none", "seed=0"]
+    assert command(words, tmp_path)[0] == 0
+    (record,) = tmp_path.glob("runs/*/*/result.json")
+    record.write_text("{")
+    code, said = command(words, tmp_path)
+    assert "result.json is damaged: remove it, and the same command makes it again" in " ".join(said.split())
+    record.unlink()
+    code, said = command(words, tmp_path)
+    assert code == 0
+    assert json.loads(record.read_text())["nll"]
+
+
+def test_no_secret_of_a_command_line_stays_in_its_folder(tmp_path: Path) -> None:
+    code, _ = command([*SWEEP, "+callbacks.fault.kind=none", "seed=0", "+api_key=SECRET123"], tmp_path)
+    assert code == 0
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != "checkpoints"]
+    assert len(files) > 5
+    assert [path for path in files if b"SECRET123" in path.read_bytes()] == []
+
+
 def test_resume_never_starts_anew(tmp_path: Path) -> None:
     words = [*SWEEP, "+callbacks.fault.kind=none", "seed=0", "resume=never"]
     for expected in (1, 2):

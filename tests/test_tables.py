@@ -368,6 +368,7 @@ def test_kernels_are_timed_apart(tmp_path: Path) -> None:
 def certify(run: Path, passed: bool = True, **changes: object) -> None:
     checks = {"causality": {"passed": True}, "coding": {"passed": passed, "image": 7}}
     raw = {"schema": 1, "passed": passed, "checkpoint_sha256": "c0", "date": "2026-11-24", "checks": checks}
+    raw["test_nll"] = json.loads((run / "result.json").read_text())["nll"]["test"]["mean"]
     (run / "certificate.json").write_text(json.dumps(raw | changes))
 
 
@@ -391,6 +392,17 @@ def test_a_certificate_of_another_checkpoint_is_none(tmp_path: Path) -> None:
     certify(write(tmp_path / "a", checkpoint_sha256="d1"))
     assert badges(tmp_path) == ["no"]
     assert "certificate is of another checkpoint" in tabulate(tmp_path, "markdown")
+
+
+def test_a_number_that_was_edited_is_not_certified(tmp_path: Path) -> None:
+    run = write(tmp_path / "a", checkpoint_sha256="c0")
+    certify(run)
+    assert badges(tmp_path) == ["yes"]
+    edited = json.loads((run / "result.json").read_text())
+    edited["nll"]["test"]["mean"] = 70.0
+    (run / "result.json").write_text(json.dumps(edited))
+    assert badges(tmp_path) == ["no"]
+    assert "certificate is of another number" in tabulate(tmp_path, "markdown")
 
 
 @pytest.mark.parametrize(("nll", "badge"), [(88.4, "yes"), (88.4 + 1e-8, "no"), (None, "no")])

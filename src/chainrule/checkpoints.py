@@ -52,9 +52,12 @@ class SealedFiles(CheckpointIO):
 def resumable(folder: Path) -> Path | None:
     """The newest checkpoint that a run can go on from; None: it starts from the beginning.
 
-    What is torn or altered is passed over, with a warning in the log.
+    What is torn or altered is passed over, with a warning in the log; ``last.ckpt`` is removed then, or the next one
+    written would push it onto ``previous.ckpt``, which is good.
     """
     good = [folder / name for name in (LAST, PREVIOUS) if _usable(folder / name)]
+    if folder / LAST not in good:
+        (folder / LAST).unlink(missing_ok=True)
     if good and not _usable(folder / BEST):
         log.warning("%s has no usable %s: the run starts from the beginning", folder, BEST)
         return None

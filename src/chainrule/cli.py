@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -28,6 +29,8 @@ CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parents[1] / "conf"
 
 # What users get wrong is explained in one message; anything else is a defect of ours and keeps its traceback.
 MISTAKES = (CompactHydraException, OmegaConfBaseException, ValueError, OSError)
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Exit codes of a process that was asked to end, as a shell has them.
 STOPPED = {130: "interrupted (Ctrl-C)", 143: "stopped (SIGTERM)"}
@@ -285,6 +288,8 @@ def _keeping(mistakes: list[Exception], task: Callable[[DictConfig], float | Non
 
 def _message(error: Exception) -> str:
     """What went wrong, in the words of whoever found it first."""
+    if isinstance(error, OSError) and error.errno in FULL and "Make room" not in str(error):
+        return f"{error}. Make room, or write to another folder"
     if isinstance(error, InstantiationException) and isinstance(error.__cause__, (ValueError, OSError)):
         return str(error.__cause__)
     if isinstance(error.__cause__, OmegaConfBaseException):

@@ -53,12 +53,16 @@ RANGES: dict[str, tuple[type, float, float]] = {
     "optimizer.lr": (float, 1e-12, 100),
     "optimizer.weight_decay": (float, 0, 100),
     "optimizer.momentum": (float, 0, 0.9999),
+    "scheduler.final": (float, 0, 1),
+    "scheduler.tau": (float, 1e-12, 1e12),
     "trainer.max_epochs": (int, 0, 1_000_000),
     "trainer.devices": (int, 1, 64),
     "trainer.gradient_clip_val": (float, 1e-12, 1e12),
     "callbacks.ema.decay": (float, 0, 1),
     "callbacks.early_stopping.patience": (int, 1, 1_000_000),
     "logger.wandb.pictures": (int, 1, 1_000_000),
+    "search.trials": (int, 1, 1_000_000),
+    "search.seconds": (float, 1, 1e9),
     "n": (int, 1, 1_000_000),
     "draws": (int, 1, 1000),
     "k": (int, 12, 20),
@@ -223,7 +227,8 @@ def _run(trainer: L.Trainer, module: DensityModule, data: Images, run: RunDir) -
     if trainer.num_devices > 1:  # the processes that trained are gone, and with them what their loggers knew
         restore_metrics(trainer, run.checkpoints)
     if not run.best.is_file():  # max_epochs=0: what is there was written down, not trained
-        trainer.validate(module, datamodule=data, verbose=False)
+        with _interruptible(trainer):
+            trainer.validate(module, datamodule=data, verbose=False)
         trainer.save_checkpoint(run.best)
 
 
@@ -379,7 +384,9 @@ def sample(cfg: DictConfig) -> Path:
     images = density.sample(cfg.n, torch.Generator().manual_seed(cfg.seed))
     out = Path(cfg.out or Path(cfg.run) / f"samples-n{cfg.n}-s{cfg.seed}.png").expanduser()
     if out.suffix == ".npy":
-        np.save(out, images.to(torch.uint8).view(-1, *density.shape).numpy())
+        buffer = io.BytesIO()
+        np.save(buffer, images.to(torch.uint8).view(-1, *density.shape).numpy())
+        write_whole(out, buffer.getvalue())
     elif out.suffix == ".png":
         save_grid(images, density.shape, out)
     else:

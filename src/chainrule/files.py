@@ -35,6 +35,8 @@ def write_whole(path: Path, content: bytes, *, previous: Path | None = None) -> 
             path.replace(previous)
         part.replace(path)
         _sync(path.parent)
+    except OSError as error:  # of a full disk, which names no file
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         part.unlink(missing_ok=True)
 

@@ -7,8 +7,8 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -39,6 +39,8 @@ def mix(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[Path, dict[str,
     seed = _seed(cfg, members)
     run = RunDir(_folder(cfg, members, seed))
     config = _config(cfg, members, seed, run)
+    if not cfg.out and (begun := runs.find_unfinished(run.path.parent, runs.fingerprint(config))):
+        run = RunDir(begun)
     with runs.lock(run.path):
         record = runs.earlier(run, config)
         if record is None:
@@ -60,6 +62,7 @@ def find_members(cfg: DictConfig) -> list[Record]:
         ValueError: they are unfinished, fewer than two, mixtures themselves, or of different data.
     """
     found, unfinished = tables.find(cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs))
+    unfinished = [path for path in unfinished if not _is_mixture(path)]  # it may be this one, begun before
     if unfinished:
         raise ValueError(f"unfinished: {', '.join(map(str, unfinished))}. Finish these runs or leave them out")
     members = sorted((r for r in found if cfg.only in (None, r.data)), key=lambda r: str(r.path))
@@ -70,6 +73,11 @@ def find_members(cfg: DictConfig) -> list[Record]:
         raise ValueError(f"a mixture needs two or more finished runs, found {len(members)}{kind} in runs={cfg.runs}")
     _check_same_data(members)
     return members
+
+
+def _is_mixture(path: Path) -> bool:
+    config = RunDir(path).config
+    return config.is_file() and "members" in OmegaConf.load(config)
 
 
 def _check_same_data(members: Sequence[Record]) -> None:
@@ -142,8 +150,17 @@ def _record(cfg: DictConfig, members: Sequence[Record], config: DictConfig, run:
         "checkpoint_sha256": runs.checkpoint_sha256(run),
         **runs.provenance(),
         "members": [_member(r) for r in members],
-        "config": OmegaConf.to_container(config, resolve=True),
+        "config": _public(config),
     }
+
+
+def _public(config: DictConfig) -> dict[str, Any]:
+    """The configuration for the record: of members that lie far away, the name alone."""
+    content = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    for member in content["members"]:
+        path = PurePath(member["run"])
+        member["run"] = path.name if path.parts.count("..") > 1 else str(path)
+    return content
 
 
 def _words(overrides: Sequence[str]) -> list[str]:

@@ -67,8 +67,11 @@ class DensityModule(L.LightningModule):
             {"params": [p for p in parameters if p.ndim >= 2]},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},  # biases do not decay
         ]
-        optimizer = self.make_optimizer([group for group in groups if group["params"]])
-        scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        try:
+            optimizer = self.make_optimizer([group for group in groups if group["params"]])
+            scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        except TypeError as error:  # a word where a number should be
+            raise ValueError(f"optimizer or scheduler: {error}. Look at their values in conf/") from error
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_epoch_start(self) -> None:
@@ -100,6 +103,7 @@ class DensityModule(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self._check()  # before the epoch's checkpoints are written
+        self._check_validation()
         seconds = time.perf_counter() - self._started
         nats = torch.stack(self._nats).double().sum()
         nats, images = sum_over_processes(torch.stack([nats, nats.new_tensor(self._images)]))
@@ -120,13 +124,20 @@ class DensityModule(L.LightningModule):
         bad = [(step, what) for what, values in (("NLL", losses), ("gradient", self._gradients))
                for step in _not_finite(values)]  # fmt: skip
         if bad:
-            self._give_up(*min(bad, key=lambda found: found[0]))
+            step, what = min(bad, key=lambda found: found[0])
+            self._give_up(step, f"training {what}")
         self._checked, self._gradients = len(self._nats), {}
+
+    def _check_validation(self) -> None:
+        """The last step of an epoch may be the one that ruins the weights: only validation sees that in time."""
+        nll = self.trainer.callback_metrics.get("val/nll")
+        if nll is not None and not bool(nll.isfinite()):
+            self._give_up(len(self._nats) - 1, "validation NLL")
 
     def _give_up(self, step: int, what: str) -> None:
         rate = self._rates.get(step, math.nan)
         raise ValueError(
-            f"the training {what} is not finite at step {self._first + step + 1}, in epoch {self.current_epoch}, with "
+            f"the {what} is not finite at step {self._first + step + 1}, in epoch {self.current_epoch}, with "
             f"a learning rate of {rate:.3g}. Lower optimizer.lr, or set trainer.gradient_clip_val=1; the checkpoints "
             "that are there are from before"
         )

@@ -12,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
+from chainrule.files import write_whole
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -30,7 +32,9 @@ def grid(images: Tensor, shape: tuple[int, int], columns: int = 8) -> Tensor:
 
 def save_grid(images: Tensor, shape: tuple[int, int], path: Path, columns: int = 8) -> None:
     """Writes :func:`grid` as a PNG file."""
-    save_image(grid(images, shape, columns), path)
+    buffer = io.BytesIO()
+    save_image(grid(images, shape, columns), buffer, format="png")
+    write_whole(path, buffer.getvalue())
 
 
 def save_completions(images: Tensor, observed: Tensor, draws: Tensor, shape: tuple[int, int], path: Path) -> None:

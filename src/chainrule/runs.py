@@ -334,7 +334,10 @@ def earlier(run: RunDir, cfg: DictConfig) -> dict[str, Any] | None:
             f"{run.path} holds a run already, with other settings or of another version of the program (or "
             "resume=never): give this one another hydra.run.dir"
         )
-    record: dict[str, Any] | None = json.loads(run.record.read_text()) if run.record.exists() else None
+    try:
+        record: dict[str, Any] | None = json.loads(run.record.read_text()) if run.record.exists() else None
+    except ValueError:
+        raise ValueError(f"{run.record} is damaged: remove it, and the same command makes it again") from None
     return record
 
 

@@ -138,6 +138,7 @@ class Search:
     study: optuna.Study
 
     def __init__(self, cfg: DictConfig, folder: Path, words: Sequence[str]) -> None:
+        experiment.check(cfg)
         self.options, self.seed, self.folder = cfg.search, int(cfg.seed), folder
         self.words = list(words)
         self.space = parse_space(

@@ -117,9 +117,16 @@ class Sweep:
         return hashlib.sha256("\n".join(job.fingerprint for job in self.jobs).encode()).hexdigest()
 
     def _stored_key(self) -> str | None:
-        """The key of the sweep that the folder holds; None: it holds none."""
+        """The key of the sweep that the folder holds; None: it holds none.
+
+        Raises:
+            ValueError: the file that says so is damaged.
+        """
         file = self.folder / FILE
-        return str(json.loads(file.read_text())["key"]) if file.is_file() else None
+        try:
+            return str(json.loads(file.read_text())["key"]) if file.is_file() else None
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{file} is damaged: remove it, or give this sweep another hydra.sweep.dir") from None
 
     def write(self) -> None:
         content = {"schema": 1, "key": self.key, "jobs": [asdict(job) for job in self.jobs]}
@@ -150,7 +157,10 @@ class Sweep:
         """A job's test NLL, if it has one, and what it died of."""
         run = runs.RunDir(self.folder / job.folder)
         if state is State.FINISHED:
-            return f"{json.loads(run.record.read_text())['nll']['test']['mean']:.3f}", ""
+            try:
+                return f"{json.loads(run.record.read_text())['nll']['test']['mean']:.3f}", ""
+            except (ValueError, KeyError, TypeError):
+                return "", f"{run.record.name} is damaged: remove it, and the same command makes it again"
         return "", _reason(run) if state is State.FAILED else ""
 
 
@@ -235,7 +245,16 @@ def _locked(sweep: Sweep, held: ExitStack) -> bool:
 def _earlier(parent: Path, new: Sweep) -> list[Sweep]:
     """Sweeps of the same jobs below ``parent``, the newest first."""
     files = sorted(parent.expanduser().glob(f"*/{FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
-    return [old for old in (Sweep(file.parent, new.jobs) for file in files) if old.begun()]
+    return [old for old in (Sweep(file.parent, new.jobs) for file in files) if _is_begun(old)]
+
+
+def _is_begun(neighbour: Sweep) -> bool:
+    """Whether this very sweep is there; what is damaged in other folders is not this sweep's affair."""
+    try:
+        return neighbour.begun()
+    except ValueError as error:
+        log.warning("%s", error)
+        return False
 
 
 def _jobs(parsed: Sequence[Override], base: DictConfig) -> tuple[Job, ...]:
@@ -386,7 +405,12 @@ def summary(sweep: Sweep) -> Group:
 
 
 class Forgetful(Callback):
-    """Lets go of a finished job's configurations, which Hydra would keep until the end of the sweep and never read."""
+    """Lets go of what Hydra keeps and nobody reads."""
+
+    def on_job_start(self, config: DictConfig, **kwargs: object) -> None:
+        """The command line of a sweep, word by word: a secret may be in it."""
+        (Path(config.hydra.sweep.dir) / "multirun.yaml").unlink(missing_ok=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: object) -> None:
+        """A finished job's configurations, which would pile up until the end of the sweep."""
         job_return.cfg = job_return.hydra_cfg = None

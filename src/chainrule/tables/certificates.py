@@ -34,15 +34,20 @@ def read_verdict(run: Path, record: Mapping[str, Any]) -> Verdict | None:
     get.schema(SCHEMA)
     if not _same_checkpoint(get, record):
         return Verdict(False, "the certificate is of another checkpoint")
+    if not _same_number(get, record):
+        return Verdict(False, "the certificate is of another number")
     if not get.flag("passed"):
         return Verdict(False, f"failed {_failed(get)}")
     return Verdict(True)
 
 
 def _same_checkpoint(certificate: Fields, record: Mapping[str, Any]) -> bool:
-    """By the checkpoint's hash; early records have none and are recognized by their number."""
-    if record.get("checkpoint_sha256"):
-        return certificate.text_if_any("checkpoint_sha256") == str(record["checkpoint_sha256"])
+    """By the checkpoint's hash, which early records do not have."""
+    ours = record.get("checkpoint_sha256")
+    return not ours or certificate.text_if_any("checkpoint_sha256") == str(ours)
+
+
+def _same_number(certificate: Fields, record: Mapping[str, Any]) -> bool:
     theirs = certificate.number_if_any("test_nll")
     return theirs is not None and math.isclose(theirs, record["nll"]["test"]["mean"], rel_tol=0, abs_tol=1e-9)
 
