@@ -27,7 +27,7 @@ from chainrule.data.sources import File
 from chainrule.models.fvsbn import FVSBN
 
 TOY = ["data=toy", "logger=none", "trainer.enable_progress_bar=false", "trainer.max_epochs=1", "samples=1"]
-LEFT = {"train.log", "failure.txt", "config.yaml", "best.ckpt"}  # what a run that failed may leave
+LEFT = {"train.log", "search.log", "failure.txt", "config.yaml", "best.ckpt"}  # what a run that failed may leave
 Arrange = Callable[[Path, pytest.MonkeyPatch], object]  # prepares the working folder, which has a finished run in RUN
 
 
@@ -196,7 +196,7 @@ CASES = {
     "no such picture format": Case(["sample", "run=RUN", "out=x.gif"], "out must end in .png or .npy, got x.gif"),
     "no images": Case(["sample", "run=RUN", "n=0"], "n must be a whole number from 1 to .*, got 0"),
     "too many images": Case(["sample", "run=RUN", "n=100000000"], "n must be a whole number from 1 to"),
-    "nowhere to write": Case(["sample", "run=RUN", "out=no/such/folder.png"], "no/such/folder.png"),
+    "nowhere to write": Case(["sample", "run=RUN", "out=RUN/config.yaml/x.png"], "RUN/config.yaml"),
     "keep more than all": Case(["complete", "run=RUN", "keep=1.5"], "keep must be a number from 0 to 1, got 1.5"),
     "no runs": Case(["tabulate"], "runs=DIR"),
     "no such runs": Case(["tabulate", "runs=nowhere"], "nowhere"),
