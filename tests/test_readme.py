@@ -68,8 +68,9 @@ def test_scripts_run_from_another_folder(command: str, tmp_path: Path) -> None:
 
 def test_the_other_commands_are_known() -> None:
     others = [c for c in COMMANDS if not c.startswith(("chainrule ", "scripts/run"))]
-    assert set(others) <= {"scripts/test", "source .venv/bin/activate"}
-    assert os.access(ROOT / "scripts/test", os.X_OK)
+    scripts = {"scripts/test", "scripts/claims", "scripts/paper_table"}
+    assert set(others) <= scripts | {"source .venv/bin/activate"}
+    assert all(os.access(ROOT / script, os.X_OK) for script in scripts)
 
 
 def test_what_is_named_exists() -> None:
