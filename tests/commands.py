@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerProcess
@@ -39,6 +40,7 @@ def _main(words: list[str], cwd: str, output: str | None, fault: Callable[[], No
     from chainrule import cli
 
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background, it is ignored
     os.chdir(cwd)
     sys.argv = ["chainrule", *words]
     os.environ.pop("HYDRA_FULL_ERROR", None)

@@ -10,6 +10,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -202,14 +203,17 @@ def test_the_folder_that_the_user_names_is_used(tmp_path: Path) -> None:
         assert records(mine) == before
 
 
-def test_a_tilde_is_the_home_folder_and_the_sweep_is_found_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def at_home(home: str) -> None:
+    importable()
+    os.environ["HOME"] = home
+
+
+def test_a_tilde_is_the_home_folder_and_the_sweep_is_found_there(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    monkeypatch.setenv("HOME", str(home))
     for expected in ("1 finished", "finished already"):
-        code, said = command([*SWEEP, "+callbacks.fault.kind=none", "seed=0", "paths.runs=~/mine"], tmp_path)
+        words = [*SWEEP, "+callbacks.fault.kind=none", "seed=0", "paths.runs=~/mine"]
+        code, said = finish(words, tmp_path, partial(at_home, str(home)))
         assert code == 0
         assert expected in said
     assert len(list(home.glob("mine/sweep-*/*/result.json"))) == 1

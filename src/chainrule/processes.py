@@ -59,6 +59,9 @@ class Child(Callback):
         """SIGTERM ends them at once. Lightning's own handler would first wait for the others, for ever."""
         if trainer.num_devices > 1:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            # torch tells them by SIGINT that their parent is dead; a job in the background of a shell ignores it.
+            if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextmanager
