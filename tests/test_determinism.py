@@ -29,9 +29,8 @@ def train(model: str, threads: int) -> dict[str, Tensor]:
     optimizer = torch.optim.Adam(density.parameters(), lr=1e-3)
     for _ in range(STEPS):
         optimizer.zero_grad()
-        (
-            -density.log_prob((torch.rand(100, SIDE * SIDE) < 0.13).float()).mean() - density.log_prior() / 1000
-        ).backward()
+        x = (torch.rand(100, SIDE * SIDE) < 0.13).float()
+        (-density.log_prob(x).mean() - density.log_prior() / 1000).backward()
         optimizer.step()
     return {name: value.clone() for name, value in density.state_dict().items()}
 

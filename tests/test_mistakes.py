@@ -27,7 +27,7 @@ from chainrule.data.sources import File
 from chainrule.models.fvsbn import FVSBN
 
 TOY = ["data=toy", "logger=none", "trainer.enable_progress_bar=false", "trainer.max_epochs=1", "samples=1"]
-LEFT = {"train.log", "search.log", "failure.txt", "config.yaml", "best.ckpt"}  # what a run that failed may leave
+LEFT = {"train.log", "failure.txt", "config.yaml"}  # what a run that failed may leave
 Arrange = Callable[[Path, pytest.MonkeyPatch], object]  # prepares the working folder, which has a finished run in RUN
 
 
@@ -38,11 +38,12 @@ class Case:
     words: list[str]
     said: str
     arrange: Arrange | None = None
+    leaves: str = ""  # a file more than LEFT
 
 
-def training(said: str, *words: str, arrange: Arrange | None = None) -> Case:
+def training(said: str, *words: str, arrange: Arrange | None = None, leaves: str = "") -> Case:
     data = [word for word in TOY if word.partition("=")[0] not in {given.partition("=")[0] for given in words}]
-    return Case(["train", *data, *words], said, arrange)
+    return Case(["train", *data, *words], said, arrange, leaves)
 
 
 def numbers(key: str, said: str, *values: str, more: tuple[str, ...] = ()) -> dict[str, Case]:
@@ -154,12 +155,15 @@ CASES = {
     **numbers("callbacks.ema.decay", "must be a number from 0 to 1", "1.5", more=("callbacks=[ema]",)),
     **numbers("callbacks.early_stopping.patience", "must be a whole number from 1", "0",
               more=("callbacks=[early_stopping]",)),
-    **numbers("scheduler.final", "must be a number from 0 to 1", "2", "lots"),
-    **numbers("scheduler.tau", "must be a number from 1e-12", "0", "nan", "slow", more=("scheduler=inverse_time",)),
+    **numbers("scheduler.final", "is a fraction of the learning rate, 0 to 1", "2", "lots"),
+    **{f"scheduler.tau={value}": training(f"scheduler.tau, in steps, must be above 0, got {value}",
+                                          "scheduler=inverse_time", f"scheduler.tau={value}")
+       for value in ("0", "nan", "slow")},
     "optimizer.betas": training(r"optimizer or scheduler: .*str.*conf/", "+optimizer.betas=[fast,0.9]"),
     "search.trials=ten": Case(["search", "data=toy", "search.trials=ten"],
-                              "search.trials must be a whole number from 1 to .*, got 'ten'"),
-    "search.trials=0": Case(["search", "data=toy", "search.trials=0"], "search.trials must be a whole number from 1"),
+                              "search.trials must be a whole number from 1 to .*, got 'ten'", leaves="search.log"),
+    "search.trials=0": Case(["search", "data=toy", "search.trials=0"], "search.trials must be a whole number from 1",
+                            leaves="search.log"),
     "table too large": training(r"2\^49 − 1.*data\.side=4", "model=tabular", "data.side=7"),
     "MNIST of an odd size": training("data.side must be one of 28, 14, 7, 4", "data=seeded", "data.side=5"),
     "no GPU": training("no CUDA GPU is at hand: use trainer.accelerator=cpu", "trainer.accelerator=gpu"),
@@ -169,7 +173,8 @@ CASES = {
     "diverged": training("not finite at step 1, in epoch 0.*learning rate of.*Lower", "model.init_scale=1e38"),
     "an image of probability 0": training(
         r"NLL of \d+ of \d+ train images is not finite.*model.smoothing above 0",
-        "model=fvsbn", "trainer.max_epochs=0", arrange=lambda _, patch: patch.setattr(FVSBN, "initialize", impossible)),
+        "model=fvsbn", "trainer.max_epochs=0", leaves="best.ckpt",
+        arrange=lambda _, patch: patch.setattr(FVSBN, "initialize", impossible)),
     # files of images
     "images missing": training(r"not complete in [\s\S]*: test.amat.\n.*paths.data_dir=FOLDER", *STATIC,
                                arrange=images(lambda _: None)),
@@ -280,7 +285,7 @@ def test_a_mistake_is_one_message_and_leaves_nothing_half_written(
     assert not re.search("Traceback|Error executing job", printed.out + printed.err)
     after = snapshot(tmp_path)
     assert {name: after.get(name) for name in before} == before
-    assert {Path(name).name for name in after.keys() - before.keys()} <= LEFT
+    assert {Path(name).name for name in after.keys() - before.keys()} <= LEFT | {mistake.leaves}
     assert not (tmp_path / "executed").exists()
 
 

@@ -150,12 +150,12 @@ def test_a_sweep_that_was_killed_does_only_the_rest(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
-def test_a_sweep_that_is_stopped_keeps_what_is_finished(launcher: str, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("launcher", "at_once"), [("basic", 1), ("joblib", 1), ("joblib", 2)])
+def test_a_sweep_that_is_stopped_keeps_what_is_finished(launcher: str, at_once: int, name: str, tmp_path: Path) -> None:
     words = [*SLOW, f"hydra/launcher={launcher}"]
-    if launcher == "joblib":
+    if launcher == "joblib":  # for one job at a time it starts no process
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra joblib is not installed")
-        words += ["hydra.launcher.n_jobs=2"]  # with one, joblib starts no process
+        words += [f"hydra.launcher.n_jobs={at_once}"]
     process = launched(words, tmp_path)
     wait_for(lambda: list(tmp_path.glob(SECOND)), lambda: process.poll() is None)
     process.send_signal(signal.Signals[name])
@@ -163,12 +163,12 @@ def test_a_sweep_that_is_stopped_keeps_what_is_finished(launcher: str, name: str
     assert process.returncode == 128 + signal.Signals[name]
     assert "Traceback" not in said
     found = list(states(only(tmp_path)).values())
-    if launcher == "basic":
+    if at_once == 1:
         assert found == ["finished", "interrupted", "never started"]
         assert "1 finished, 1 interrupted, 1 never started" in said
-    else:  # two at a time
-        assert {"finished", "interrupted"} >= set(found) - {"never started"}
-        assert "interrupted" in found
+    else:  # which of them had time to finish is chance
+        assert set(found) <= {"finished", "interrupted", "never started"}
+        assert f"{found.count('interrupted')} interrupted" in said
 
 
 @pytest.mark.slow

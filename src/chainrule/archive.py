@@ -19,7 +19,7 @@ from torch import Tensor
 
 from chainrule import coding, experiment, runs
 from chainrule.density import AutoregressiveDensity
-from chainrule.files import write_whole
+from chainrule.files import content_of, write_whole
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,8 @@ def decompress(cfg: DictConfig) -> tuple[Path, int]:
     if out.suffix != ".npy":
         raise ValueError(f"out must end in .npy, got {out}")
     images = coding.decompress(density, source.read_bytes(), str(source))
-    buffer = io.BytesIO()
-    np.save(buffer, images.view(-1, *density.shape).numpy(), allow_pickle=False)
-    write_whole(out, buffer.getvalue())
+    bits = images.view(-1, *density.shape).numpy()
+    write_whole(out, content_of(lambda file: np.save(file, bits, allow_pickle=False)))
     return out, len(images)
 
 

@@ -17,7 +17,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from chainrule.files import is_intact, seal, write_whole
+from chainrule.files import content_of, is_intact, seal, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +29,9 @@ class SealedFiles(CheckpointIO):
     """Writes and reads checkpoints: files with a checksum, whole or absent; ``last.ckpt`` keeps its predecessor."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
         file = Path(path)
         previous = file.with_name(PREVIOUS) if file.name == LAST else None
-        write_whole(file, seal(buffer.getvalue()), previous=previous)
+        write_whole(file, seal(content_of(lambda archive: torch.save(checkpoint, archive))), previous=previous)
 
     def load_checkpoint(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import os
@@ -20,6 +19,8 @@ from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from chainrule.files import FULL
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -29,8 +30,6 @@ CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parents[1] / "conf"
 
 # What users get wrong is explained in one message; anything else is a defect of ours and keeps its traceback.
 MISTAKES = (CompactHydraException, OmegaConfBaseException, ValueError, OSError)
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Exit codes of a process that was asked to end, as a shell has them.
 STOPPED = {130: "interrupted (Ctrl-C)", 143: "stopped (SIGTERM)"}
@@ -288,7 +287,7 @@ def _keeping(mistakes: list[Exception], task: Callable[[DictConfig], float | Non
 
 def _message(error: Exception) -> str:
     """What went wrong, in the words of whoever found it first."""
-    if isinstance(error, OSError) and error.errno in FULL and "Make room" not in str(error):
+    if isinstance(error, OSError) and error.errno in FULL and error.strerror == os.strerror(error.errno):  # no cure yet
         return f"{error}. Make room, or write to another folder"
     if isinstance(error, InstantiationException) and isinstance(error.__cause__, (ValueError, OSError)):
         return str(error.__cause__)
@@ -307,8 +306,7 @@ def _quoted(word: str, paths: Sequence[str]) -> str:
     key, equals, value = word.partition("=")
     if not equals or key not in paths or value[:1] in ("'", '"', "["):
         return word
-    parts = [str(Path(part).expanduser()) if part[:1] == "~" else part
-             for part in (value.split(",") if key == "runs" else [value])]  # fmt: skip
+    parts = map(os.path.expanduser, value.split(",") if key == "runs" else [value])
     quoted = ["'" + part.replace("'", "\\'") + "'" for part in parts]
     return f"{key}=[{','.join(quoted)}]" if key == "runs" else f"{key}={quoted[0]}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import os
@@ -33,7 +32,7 @@ from chainrule.dashboard.shown import Dashboard, conclude
 from chainrule.dashboard.tracker import Tracker
 from chainrule.data import Images
 from chainrule.density import AutoregressiveDensity, BinaryDensity
-from chainrule.files import remove_parts, write_whole
+from chainrule.files import content_of, remove_parts, write_whole
 from chainrule.module import DensityModule
 from chainrule.pictures import save_completions, save_grid
 from chainrule.processes import Child, parent_of
@@ -53,8 +52,6 @@ RANGES: dict[str, tuple[type, float, float]] = {
     "optimizer.lr": (float, 1e-12, 100),
     "optimizer.weight_decay": (float, 0, 100),
     "optimizer.momentum": (float, 0, 0.9999),
-    "scheduler.final": (float, 0, 1),
-    "scheduler.tau": (float, 1e-12, 1e12),
     "trainer.max_epochs": (int, 0, 1_000_000),
     "trainer.devices": (int, 1, 64),
     "trainer.gradient_clip_val": (float, 1e-12, 1e12),
@@ -384,9 +381,8 @@ def sample(cfg: DictConfig) -> Path:
     images = density.sample(cfg.n, torch.Generator().manual_seed(cfg.seed))
     out = Path(cfg.out or Path(cfg.run) / f"samples-n{cfg.n}-s{cfg.seed}.png").expanduser()
     if out.suffix == ".npy":
-        buffer = io.BytesIO()
-        np.save(buffer, images.to(torch.uint8).view(-1, *density.shape).numpy())
-        write_whole(out, buffer.getvalue())
+        bits = images.to(torch.uint8).view(-1, *density.shape).numpy()
+        write_whole(out, content_of(lambda file: np.save(file, bits, allow_pickle=False)))
     elif out.suffix == ".png":
         save_grid(images, density.shape, out)
     else:
@@ -448,9 +444,7 @@ def nats_per_pixel(density: AutoregressiveDensity, images: Tensor) -> np.ndarray
 
 def save_test(run: RunDir, **nats: np.ndarray) -> None:
     """Writes ``nll_test.npz``, in nats: ``nll`` of each test image (N,), its mean at each pixel, ``pixels`` (n,)."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **nats)
-    write_whole(run.nll_test, buffer.getvalue())
+    write_whole(run.nll_test, content_of(lambda file: np.savez_compressed(file, allow_pickle=False, **nats)))
 
 
 def statistics(nll: np.ndarray) -> dict[str, float | int]:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError: there is no room
 
 # A ZIP archive, as torch writes it, ends with the length of a comment and the comment; the seal is the comment.
 LABEL = b"sha256:"
@@ -39,6 +45,13 @@ def write_whole(path: Path, content: bytes, *, previous: Path | None = None) -> 
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def content_of(write: Callable[[BinaryIO], object]) -> bytes:
+    """What a function writes to the file that it is given."""
+    buffer = io.BytesIO()
+    write(buffer)
+    return buffer.getvalue()
 
 
 def _sync(folder: Path) -> None:

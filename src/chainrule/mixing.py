@@ -76,8 +76,8 @@ def find_members(cfg: DictConfig) -> list[Record]:
 
 
 def _is_mixture(path: Path) -> bool:
-    config = RunDir(path).config
-    return config.is_file() and "members" in OmegaConf.load(config)
+    run = RunDir(path)
+    return run.config.is_file() and "members" in runs.load_config(run)
 
 
 def _check_same_data(members: Sequence[Record]) -> None:

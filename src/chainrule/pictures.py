@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
-from chainrule.files import write_whole
+from chainrule.files import content_of, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,9 +32,7 @@ def grid(images: Tensor, shape: tuple[int, int], columns: int = 8) -> Tensor:
 
 def save_grid(images: Tensor, shape: tuple[int, int], path: Path, columns: int = 8) -> None:
     """Writes :func:`grid` as a PNG file."""
-    buffer = io.BytesIO()
-    save_image(grid(images, shape, columns), buffer, format="png")
-    write_whole(path, buffer.getvalue())
+    write_whole(path, content_of(lambda file: save_image(grid(images, shape, columns), file, format="png")))
 
 
 def save_completions(images: Tensor, observed: Tensor, draws: Tensor, shape: tuple[int, int], path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import io
@@ -31,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from chainrule.density import AutoregressiveDensity, BinaryDensity
-from chainrule.files import is_intact, is_sealed, write_whole
+from chainrule.files import FULL, is_intact, is_sealed, write_whole
 from chainrule.mixture import Mixture
 
 log = logging.getLogger(__name__)
@@ -44,7 +43,6 @@ MARK = "# fingerprint: "  # the first line of config.yaml
 PLACES = ("paths", "paths.*", "hydra", "hydra.*", "*_dir", "*dirpath")
 SECRETS = ("*key", "*token", "*secret", "*password")
 SILENT = (*PLACES, *SECRETS, "resume", "logger", "samples", "trainer.enable_*", "trainer.log_every_n_steps")
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 COMPUTE = ("torch", "numpy", "numba", "lightning", "torchmetrics")
 LIBRARIES = ("chainrule", "torch", "lightning", "hydra-core", "numpy", "numba", "wandb")
 

@@ -13,13 +13,13 @@ def constant(optimizer: Optimizer, steps: int) -> LRScheduler:
 
 def cosine(optimizer: Optimizer, steps: int, *, final: float = 0.0) -> LRScheduler:
     """From lr down to ``final`` · lr along half a cosine (Loshchilov & Hutter, 2017, eq. 5, without restarts)."""
-    if not 0 <= final <= 1:
+    if not (isinstance(final, int | float) and 0 <= final <= 1):
         raise ValueError(f"scheduler.final is a fraction of the learning rate, 0 to 1, got {final}")
     return CosineAnnealingLR(optimizer, T_max=max(1, steps), eta_min=final * optimizer.defaults["lr"])
 
 
 def inverse_time(optimizer: Optimizer, steps: int, *, tau: float) -> LRScheduler:
     """lr / (1 + step / ``tau``), which meets the conditions of Robbins & Monro (1951); τ in steps."""
-    if not tau > 0:
+    if not (isinstance(tau, int | float) and tau > 0):
         raise ValueError(f"scheduler.tau, in steps, must be above 0, got {tau}")
     return LambdaLR(optimizer, lambda step: 1 / (1 + step / tau))
