@@ -204,6 +204,8 @@ CASES = {
     "nowhere to write": Case(["sample", "run=RUN", "out=RUN/config.yaml/x.png"], "RUN/config.yaml"),
     "keep more than all": Case(["complete", "run=RUN", "keep=1.5"], "keep must be a number from 0 to 1, got 1.5"),
     "no runs": Case(["tabulate"], "runs=DIR"),
+    "nobody's home": Case(["tabulate", "runs=RUN,~nobody-of-that-name/x"],
+                          "runs=~nobody-of-that-name/x: there is no such user here"),
     "no such runs": Case(["tabulate", "runs=nowhere"], "nowhere"),
     "no such table format": Case(["tabulate", "runs=RUN", "format=word"], "unknown format 'word'"),
     "a record of a newer program": Case(["tabulate", "runs=RUN"], r"result.json.*schema.*99", edit_record(schema=99)),

@@ -212,7 +212,6 @@ def main() -> None:
     if verb not in VERBS:
         sys.exit(f"chainrule: no command {verb!r}; there are {', '.join(VERBS)}. See chainrule --help")
     paths = (*PATH_KEYS, "images") if verb == "compress" else PATH_KEYS  # to bench it is a number
-    words = [_quoted(word, paths) for word in words]
     # OpenMP's threads wait for the next loop by spinning. On cores that others use as well, a long spin keeps
     # the thread that everybody waits for off its core, and a step takes ten times as long; a short one costs nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
@@ -220,6 +219,7 @@ def main() -> None:
     traceback = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands every error on: they are reported here
     try:
+        words = [_quoted(word, paths) for word in words]
         if verb == "train":
             _train(words)
         else:
@@ -302,11 +302,16 @@ def _quoted(word: str, paths: Sequence[str]) -> str:
     """Paths as people type them: quoted for Hydra's grammar, so that spaces, = and commas are only letters.
 
     A ~ is the home folder: shells leave it as it is after a =, and Hydra makes a folder of that name.
+
+    Raises:
+        ValueError: the home folder of somebody who is not known here.
     """
     key, equals, value = word.partition("=")
     if not equals or key not in paths or value[:1] in ("'", '"', "["):
         return word
-    parts = map(os.path.expanduser, value.split(",") if key == "runs" else [value])
+    parts = [os.path.expanduser(part) for part in (value.split(",") if key == "runs" else [value])]  # noqa: PTH111
+    if unknown := [part for part in parts if part.startswith("~")]:
+        raise ValueError(f"{key}={unknown[0]}: there is no such user here; give the whole path")
     quoted = ["'" + part.replace("'", "\\'") + "'" for part in parts]
     return f"{key}=[{','.join(quoted)}]" if key == "runs" else f"{key}={quoted[0]}"
 
