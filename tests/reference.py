@@ -21,7 +21,7 @@ def causal(layer: CausalLinear, t: int, j: int) -> list[float]:
     start, i = layer.blocks[k][0], t - layer.blocks[k][0]
     if j < start:
         return layer.past[k - 1][i, :, j].tolist()
-    return layer.within[k][i * (i - 1) // 2 + j - start].tolist()
+    return layer.triangle(k)[i * (i - 1) // 2 + j - start].tolist()
 
 
 def tabular(model: AutoregressiveDensity, z: list[int], t: int) -> float:

@@ -114,9 +114,14 @@ def test_one_model_alone(bench: Bench) -> None:
         (["batch=2.5"], "batch must be a whole number"),
         (["seconds=-1"], "seconds must be a number of at least 0"),
         (["models=[nad]"], "'nad' is not one of tabular, fvsbn, mlp, nade"),
+        (["device=tpu"], "device must be cpu or cuda, got 'tpu'"),
+        (["device=cuda"], "device=cuda, but no CUDA GPU is at hand: use device=cpu"),
     ],
 )
-def test_mistakes(bench: Bench, tmp_path: Path, words: list[str], message: str) -> None:
+def test_mistakes(
+    bench: Bench, tmp_path: Path, words: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SystemExit) as stop:
         bench(*words)
     assert message in str(stop.value.code)

@@ -44,6 +44,7 @@ LARGE = {
     "published size": (100, 784, 500, 0.2, 0.05),
     "large batch": (1031, 100, 70, 0.2, 0.1),
     "many hidden units": (9, 300, 2100, 0.2, 0.05),
+    "many chunks": (3, 3072, 64, 0.2, 0.05),
 }
 
 
@@ -173,8 +174,8 @@ def compile_all() -> dict[str, dict[str, bool]]:
         return {}
     tiles = {
         k._chunk_sums: (k.PRODUCT_TILE, k.PRODUCT),
-        k._sums_before: ((0, k.SUM_TILE), k.WARP),
-        k._sums_from: ((0, k.SUM_TILE), k.WARP),
+        k._sums_before: (k.SUM_TILE, k.WARP),
+        k._sums_from: (k.SUM_TILE, k.WARP),
         k._walk_forward: (k.FORWARD_TILE, k.WARP),
         k._walk_backward: (k.BACKWARD_TILE, k.WARP),
         k._products: (k.PRODUCT_TILE, k.PRODUCT),

@@ -303,6 +303,24 @@ def test_smoothness_compares_each_pair_of_pixels_with_its_neighbours(order: str 
     )
 
 
+@pytest.mark.parametrize("order", ["raster", [4, 2, 7, 0, 8, 1, 3, 6, 5]])
+def test_smoothness_of_nade_compares_the_rows_of_each_pixel_with_its_neighbours(order: str | list[int]) -> None:
+    model = build("nade", order=order, smoothness=0.7)
+    step = model.order.argsort().tolist()
+    expected = 0.0
+    for x in (model.W, model.V):
+        for i, j in itertools.product(range(3), repeat=2):
+            for down, right in ((1, 0), (0, 1)):
+                if i + down < 3 > j + right:
+                    row, neighbour = x[step[3 * i + j]], x[step[3 * (i + down) + j + right]]
+                    expected -= 0.35 * (row - neighbour).square().sum().item()
+    assert model.log_prior().item() == pytest.approx(expected, rel=1e-6)
+    assert build("nade", order=order, smoothness=0.7, l2=2.0).log_prior().item() == pytest.approx(
+        expected + build("nade", order=order, l2=2.0).log_prior().item(), rel=1e-6
+    )
+    assert torch.autograd.gradcheck(model.roughness, (model.W.detach().requires_grad_(),))
+
+
 def test_the_gradient_of_smoothness_is_that_of_its_value() -> None:
     model = build("fvsbn", order="spiral", smoothness=0.7)
     weights = [w.detach().requires_grad_() for w in model.alpha.parameters()]

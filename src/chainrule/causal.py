@@ -24,6 +24,8 @@ class CausalLinear(nn.Module):
         scale: standard deviation of the initial weights.
     """
 
+    place: Tensor
+
     def __init__(self, n: int, d: int, *, block: int, scale: float) -> None:
         super().__init__()
         self.d = d
@@ -33,18 +35,23 @@ class CausalLinear(nn.Module):
         self.past = nn.ParameterList(
             torch.randn(m, d, start) * scale for m, (start, _) in zip(sizes[1:], self.blocks[1:], strict=True)
         )
-        # within[k], (m(m−1)/2, d): the weights inside the block, those of its second step first
-        self.within = nn.ParameterList(torch.randn(m * (m - 1) // 2, d) * scale for m in sizes if m > 1)
+        # within, (Σ m(m−1)/2, d): the weights inside the blocks, block by block, those of its second step first
+        self.triangles = [m * (m - 1) // 2 for m in sizes]
+        self.within = nn.Parameter(torch.randn(sum(self.triangles), d) * scale)
+        self.squares = [m * m for m in sizes]
+        places = [torch.tril_indices(m, m, -1) for m in sizes]
+        rows = [i * m + j + sum(self.squares[:k]) for k, (m, (i, j)) in enumerate(zip(sizes, places, strict=True))]
+        self.register_buffer("place", torch.cat(rows), persistent=False)  # of each in all blocks' squares
 
     def forward(self, z: Tensor) -> Tensor:
-        return torch.cat([self._block(k, z) for k in range(len(self.blocks))], 1)
+        return torch.cat([self._block(k, z, square) for k, square in enumerate(self._squares())], 1)
 
     def walk(self, batch: int) -> Generator[Tensor, Tensor, None]:
         """Yields the (B, d) outputs of step t and receives the (B,) bits of step t; nothing is computed twice."""
         n = self.blocks[-1][1]
         z = next(self.parameters()).new_zeros(batch, n)
-        for k, (start, stop) in enumerate(self.blocks):
-            a, square = self.before(k, z), self._square(k)
+        for k, (square, (start, stop)) in enumerate(zip(self._squares(), self.blocks, strict=True)):
+            a = self.before(k, z)
             for i, t in enumerate(range(start, stop)):
                 z[:, t] = yield a[:, i]
                 a[:, i + 1 :] += z[:, t, None, None] * square[i + 1 :, :, i]
@@ -53,12 +60,17 @@ class CausalLinear(nn.Module):
         """The step t and the earlier step j that each weight connects; for d = 1, in the order of ``parameters()``."""
         past = [torch.cartesian_prod(torch.arange(a, b), torch.arange(a)).T for a, b in self.blocks[1:]]
         within = [torch.tril_indices(b - a, b - a, -1) + a for a, b in self.blocks]
-        t, j = torch.cat([*past, *within], 1)
+        t, j = torch.cat([*within, *past], 1)
         return t, j
 
-    def _block(self, k: int, z: Tensor) -> Tensor:
+    def triangle(self, k: int) -> Tensor:
+        """The weights inside block k: (m(m−1)/2, d), what its step s adds to its step r in row r(r−1)/2 + s."""
+        triangle: Tensor = self.within.split(self.triangles)[k]
+        return triangle
+
+    def _block(self, k: int, z: Tensor, square: Tensor) -> Tensor:
         start, stop = self.blocks[k]
-        inside = F.linear(z[:, start:stop], self._square(k).flatten(0, 1)).view(len(z), stop - start, self.d)
+        inside = F.linear(z[:, start:stop], square.flatten(0, 1)).view(len(z), stop - start, self.d)
         return inside + self.before(k, z) if k else inside
 
     def before(self, k: int, z: Tensor) -> Tensor:
@@ -68,11 +80,8 @@ class CausalLinear(nn.Module):
             return z.new_zeros(len(z), stop, self.d)
         return F.linear(z[:, :start], self.past[k - 1].flatten(0, 1)).view(len(z), stop - start, self.d)
 
-    def _square(self, k: int) -> Tensor:
-        """The triangle of block k as the square it is multiplied as: (m, d, m), 0 from the diagonal on."""
-        m = self.blocks[k][1] - self.blocks[k][0]
-        square = next(self.parameters()).new_zeros(m * m, self.d)
-        if m > 1:
-            rows, columns = torch.tril_indices(m, m, -1, device=square.device)
-            square = square.index_copy(0, rows * m + columns, self.within[k])
-        return square.view(m, m, self.d).transpose(1, 2)
+    def _squares(self) -> list[Tensor]:
+        """The triangle of each block as the square it is multiplied as: (m, d, m), 0 from the diagonal on."""
+        packed = self.within.new_zeros(sum(self.squares), self.d).index_copy(0, self.place, self.within)
+        squares = zip(packed.split(self.squares), self.blocks, strict=True)
+        return [square.view(b - a, b - a, self.d).transpose(1, 2) for square, (a, b) in squares]

@@ -117,6 +117,19 @@ def load_config(run: RunDir) -> DictConfig:
     return config
 
 
+def device_named(name: str) -> torch.device:
+    """The device that a user's ``device=`` means.
+
+    Raises:
+        ValueError: it is neither cpu nor cuda, or there is no CUDA GPU.
+    """
+    if name not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda, got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but no CUDA GPU is at hand: use device=cpu")
+    return torch.device(name)
+
+
 def load_model(run_dir: str | Path, device: str | torch.device = "cpu") -> BinaryDensity:
     """The density of a run, as it was selected on the validation images, in evaluation mode.
 

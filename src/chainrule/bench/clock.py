@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Action = Callable[[], object]
@@ -36,10 +37,12 @@ class Clock:
     Args:
         rounds: values that each action gets; a median needs a few.
         seconds: time for one action, all rounds together, as far as its calls are short enough.
+        device: a CUDA device computes on after a call has returned: the clock stops when it has finished.
     """
 
     rounds: int
     seconds: float
+    device: str = "cpu"
 
     def alternate(self, actions: Mapping[str, Action]) -> dict[str, Values]:
         """Seconds per call, a value a round: every round runs every action, so a slow minute slows all of them."""
@@ -48,7 +51,7 @@ class Clock:
         with _undisturbed():
             for _ in range(self.rounds):
                 for name, action in actions.items():
-                    rounds[name].append(_timed(action, calls[name]))
+                    rounds[name].append(self._timed(action, calls[name]))
         return {name: np.array(values) for name, values in rounds.items()}
 
     def time(self, action: Action) -> Values:
@@ -59,22 +62,27 @@ class Clock:
         """Seconds of single calls, as many as there is time for."""
         calls = min(most, max(self.rounds, self.rounds * self._calls(action)))
         with _undisturbed():
-            return np.array([_timed(action, 1) for _ in range(calls)])
+            return np.array([self._timed(action, 1) for _ in range(calls)])
 
     def _calls(self, action: Action) -> int:
         """Warms up; how many calls of the action fit into one round."""
         action()
-        once = _timed(action, 1)
+        once = self._timed(action, 1)
         if once < self.seconds / self.rounds:  # the first calls after the first are not yet the fastest
-            once = min(once, _timed(action, 1))
+            once = min(once, self._timed(action, 1))
         return max(1, int(self.seconds / self.rounds / once))
 
+    def _timed(self, action: Action, calls: int) -> float:
+        self._finish()
+        started = time.perf_counter()
+        for _ in range(calls):
+            action()
+        self._finish()
+        return (time.perf_counter() - started) / calls
 
-def _timed(action: Action, calls: int) -> float:
-    started = time.perf_counter()
-    for _ in range(calls):
-        action()
-    return (time.perf_counter() - started) / calls
+    def _finish(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
 
 
 @contextmanager

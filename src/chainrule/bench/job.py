@@ -28,6 +28,7 @@ class Job:
         optimizer: its configuration.
         batch: images in a training step.
         seed: of weights, images and samples.
+        device: where it is computed, ``cpu`` or ``cuda``.
     """
 
     model: dict[str, Any]
@@ -35,6 +36,7 @@ class Job:
     optimizer: dict[str, Any]
     batch: int
     seed: int
+    device: str = "cpu"
 
     @property
     def d(self) -> int | None:
@@ -54,12 +56,12 @@ class Job:
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             density: AutoregressiveDensity = instantiate(self.model, shape=self.shape, _convert_="all")
-        density.initialize(self.images(BATCHES * self.batch)[:, density.order])
+        density.to(self.device).initialize(self.images(BATCHES * self.batch)[:, density.order])
         return density
 
     def images(self, count: int) -> Tensor:
         """(count, n) uint8."""
-        return strokes(count, self.shape, self.seed)
+        return strokes(count, self.shape, self.seed).to(self.device)
 
     def training(self) -> Training:
         return Training(self, self.density())
@@ -73,6 +75,7 @@ def job(cfg: DictConfig, name: str, n: int, d: int | None = None) -> Job:
         optimizer=_plain(cfg.optimizer),
         batch=cfg.batch,
         seed=cfg.seed,
+        device=cfg.device,
     )
 
 
@@ -86,14 +89,14 @@ class Training:
     """A training step each time it is called: forward, backward, optimizer, on the next batch."""
 
     def __init__(self, job: Job, density: AutoregressiveDensity, *, bf16: bool = False) -> None:
-        self.density, self.bf16 = density.train(), bf16
+        self.density, self.bf16, self.device = density.train(), bf16, job.device
         self.optimizer: torch.optim.Optimizer = instantiate(job.optimizer, _convert_="all")(density.parameters())
         self.size = BATCHES * job.batch
         self.batches = itertools.cycle(job.images(self.size).split(job.batch))
 
     def __call__(self) -> None:
         x = next(self.batches)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
             nll = -self.density.log_prob(x).mean() - self.density.log_prior() / self.size
         self.optimizer.zero_grad()
         nll.backward()

@@ -4,8 +4,9 @@ The process loads code and compiled kernels by training a tiny model of the kind
 hands freed memory back, and notes its resident size; then it trains a few steps. The peak of the resident size above
 that note holds gradients, the optimizer's state, activations, scratch memory and what the allocator wastes.
 
-On Linux the peak is ``VmHWM`` of /proc/self/status, which the process sets back at the note. Elsewhere it is
-``ru_maxrss``, which nobody can set back: there it is a lower bound, short by what the process had freed before.
+On a GPU it is the peak of what torch has allocated there. On a CPU under Linux it is ``VmHWM`` of
+/proc/self/status, which the process sets back at the note; elsewhere ``ru_maxrss``, which nobody can set back: there it
+is a lower bound, short by what the process had freed before.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def peak(job: Job) -> int:
     return int(done.stdout.split()[-1])
 
 
-def method() -> str:
+def method(device: str) -> str:
+    if device == "cuda":
+        return "allocated on the GPU"
     return "VmHWM, set back" if STATUS.exists() else "ru_maxrss, a lower bound"
 
 
@@ -60,10 +63,10 @@ def measure(job: Job) -> int:
     _train(_tiny(job))
     step = job.training()
     _trim()
-    before = _set_back()
+    before = _set_back(job.device)
     for _ in range(STEPS):
         step()
-    return _highest() - before
+    return _highest(job.device) - before
 
 
 def _tiny(job: Job) -> Job:
@@ -85,15 +88,21 @@ def _trim() -> None:
             give_back(0)
 
 
-def _set_back() -> int:
+def _set_back(device: str) -> int:
     """Sets the peak back to the present size and returns it, in bytes; elsewhere, the peak so far."""
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
     if not STATUS.exists():
-        return _highest()
+        return _highest(device)
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
 
-def _highest() -> int:
+def _highest(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
     if STATUS.exists():
         return _status("VmHWM")
     unit = 1 if sys.platform == "darwin" else 1024

@@ -66,7 +66,7 @@ class Epoch:
         log = csv_logger(run_dir=folder, name="", config={})
         make = instantiate(self.cfg.trainer, _partial_=True, _convert_="all")
         trainer: L.Trainer = make(
-            accelerator="cpu", max_epochs=1, enable_progress_bar=False,
+            accelerator=self.job.device, max_epochs=1, enable_progress_bar=False,
             callbacks=[watch, Savers(RunDir(folder).checkpoints)], plugins=[SealedFiles()], logger=[log],
             default_root_dir=folder,
         )  # fmt: skip

@@ -37,8 +37,9 @@ def check(cfg: DictConfig) -> None:
     """Looks at the configuration before anything costs time.
 
     Raises:
-        ValueError: a number is mistyped or too small, or a model is unknown.
+        ValueError: a number is mistyped or too small, a model is unknown, or there is no such device.
     """
+    runs.device_named(cfg.device)
     for key, (kind, least) in LEAST.items():
         value = cfg[key]
         number = isinstance(value, (int, kind)) and not isinstance(value, bool)
@@ -61,7 +62,7 @@ def run(cfg: DictConfig, run_dir: str | Path, overrides: Sequence[str] = ()) -> 
     started, out = time.perf_counter(), Path(run_dir)
     out.mkdir(parents=True, exist_ok=True)
     record = {"schema": SCHEMA, **runs.provenance()} | _measured(cfg) | {
-        "memory_method": memory.method(),
+        "memory_method": memory.method(cfg.device),
         "instructions": machine.instructions(),
         "seconds": time.perf_counter() - started,
         "overrides": runs.public_words(overrides),
@@ -75,7 +76,7 @@ def run(cfg: DictConfig, run_dir: str | Path, overrides: Sequence[str] = ()) -> 
 
 def _measured(cfg: DictConfig) -> dict[str, Any]:
     """Every part of the record that takes time; the figures that targets are about are collected on the way."""
-    clock, figures = Clock(rounds=cfg.rounds, seconds=cfg.seconds), Measured()
+    clock, figures = Clock(rounds=cfg.rounds, seconds=cfg.seconds, device=cfg.device), Measured()
     others = machine.Others()
     log.info("the machine's ceiling")
     top = ceiling(clock)

@@ -34,7 +34,8 @@ def _table(title: str, caption: str, columns: Sequence[str], rows: Sequence[Sequ
 
 def _models(record: Record) -> Table:
     hardware, config = record["hardware"], record["config"]
-    title = f"Images per second, batches of {config['batch']}; {hardware['cpu']}, {hardware['threads']} threads"
+    cpu = f"{hardware['cpu']}, {hardware['threads']} threads"
+    title = f"Images per second, batches of {config['batch']}; {hardware['gpu'] if config['device'] == 'cuda' else cpu}"
     caption = (
         f"Scoring and sampling {config['images']:,} images at once. Memory: peak of training beyond parameters and "
         f"data, with gradients and optimizer state ({record['memory_method']})."
@@ -127,7 +128,7 @@ def _reservations(record: Record) -> str:
             f"No verdict: other processes took {others:.0%} of the processor, and threads that wait for each "
             "other lose far more than that. Run it again on a quiet machine."
         )
-    return "" if all(t["met"] is not None for t in record["targets"]) else "–: measured at another size."
+    return "" if all(t["met"] is not None for t in record["targets"]) else "–: measured at another size, or on a GPU."
 
 
 VERDICTS = {True: "met", False: "[bold]not met[/bold]", None: "–"}

@@ -124,7 +124,7 @@ def of_precision(job: Job, images: int, clock: Clock) -> dict[str, Any]:
         full()
     density, x = full.density.eval(), job.images(images)
     nll = float(-score(density, x).double().mean())
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(job.device, torch.bfloat16):
         nll_mixed = float(-score(density, x).double().mean())
     return {
         "model": name(job), "n": job.n, "d": job.d, "instructions": instructions(),

@@ -50,14 +50,14 @@ TARGETS = {
 def judged(measured: Mapping[str, tuple[Job, Spread]], others: float | None = None) -> list[dict[str, Any]]:
     """A line per target that was measured.
 
-    There is no verdict at other sizes than the target's, nor where other processes took a share of the machine.
+    There is no verdict at other sizes than the target's, on a GPU, or where other processes took a share of the cores.
     """
     quiet = others is None or others < QUIET
     return [_line(TARGETS[key], *measured[key], quiet) for key in TARGETS if key in measured]
 
 
 def _line(target: Target, job: Job, value: Spread, quiet: bool) -> dict[str, Any]:
-    applies = quiet and (job.n, job.d) == target.sizes and job.batch == BATCH
+    applies = quiet and (job.n, job.d, job.batch, job.device) == (*target.sizes, BATCH, "cpu")
     return {
         "what": target.what.format(d=job.d),
         "target": f"{target.side} {target.bound:g} {target.unit}",

@@ -120,9 +120,9 @@ class Ceiling:
 
 @torch.no_grad()
 def ceiling(clock: Clock) -> Ceiling:
-    a, b = torch.randn(2, MATRIX, MATRIX)
-    product = torch.empty(MATRIX, MATRIX)
-    source, target = torch.ones(COPY), torch.zeros(COPY)
+    a, b = torch.randn(2, MATRIX, MATRIX, device=clock.device)
+    product = torch.empty_like(a)
+    source, target = torch.ones(COPY, device=clock.device), torch.zeros(COPY, device=clock.device)
     seconds = clock.alternate({"flops": lambda: torch.mm(a, b, out=product), "bytes": lambda: target.copy_(source)})
     return Ceiling(
         flops=2 * MATRIX**3 / spread(seconds["flops"]).median,

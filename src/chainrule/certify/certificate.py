@@ -10,7 +10,6 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 
 from chainrule import experiment, runs, tables
@@ -57,7 +56,7 @@ def certify(cfg: DictConfig) -> dict[str, Any]:
     record = tables.parse(read_json(run.record), run.record)
     config = runs.load_config(run)
     data = experiment.load_data(cfg, config.data)
-    density = runs.load_model(run.path, _device(cfg.device))
+    density = runs.load_model(run.path, runs.device_named(cfg.device))
     subject = Subject(density, data.test, n=cfg.n, k=cfg.k, seed=cfg.seed)
     checks = {name: partial(check, subject) for name, check in CHECKS.items()}
     checks["recomputation"] = partial(recomputation, subject, run, record, data)
@@ -104,11 +103,3 @@ def _head(run: RunDir, record: tables.Record, cfg: DictConfig) -> dict[str, Any]
         "versions": made["versions"] | {"constriction": version("constriction")},
         "settings": {"n": cfg.n, "k": cfg.k, "seed": cfg.seed, "device": cfg.device},
     }
-
-
-def _device(name: str) -> torch.device:
-    if name not in ("cpu", "cuda"):
-        raise ValueError(f"device must be cpu or cuda, got {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda, but no CUDA GPU is at hand: use device=cpu")
-    return torch.device(name)

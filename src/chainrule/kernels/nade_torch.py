@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_ELEMENTS = 1 << 18  # hidden states held at once: 1 MB in float32, which a core's cache can hold
+# Hidden states held at once: in float32 1 MB, which a core's cache can hold, or 64 MB, which keep a GPU busy.
+CHUNK_ELEMENTS, ON_A_GPU = 1 << 18, 1 << 24
 
 
 def conditionals(z: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor) -> Tensor:
     """z (B, n) bits, W and V (n, d), c (d,), b (n,) → (B, n) logits, in any precision and on any device."""
     batch, n = z.shape
-    steps = max(1, min(n, CHUNK_ELEMENTS // max(1, batch * len(c))))
+    elements = ON_A_GPU if z.is_cuda else CHUNK_ELEMENTS
+    steps = max(1, min(n, elements // max(1, batch * len(c))))
     a = c.expand(batch, -1)  # the activation before the chunk's first step
     logits = []
     for zs, Ws, Vs in zip(z.split(steps, 1), W.split(steps), V.split(steps), strict=True):

@@ -21,7 +21,7 @@ pixel on, it keeps its h: one branch for the warp.
 their own and are added in a fixed order, so the same input gives the same bits.
 
 **Memory** beyond arguments and results, in floats: B·⌈n/32⌉·d starting activations, kept for the backward pass,
-which takes as many again for R; ⌈d/256⌉·B·n partial logits; 2·S·n·d partial gradients, S = min(8, ⌈B/8⌉) at most.
+which takes as many again for R; ⌈d/128⌉·B·n partial logits; 2·S·n·d partial gradients, S = min(8, ⌈B/8⌉) at most.
 
 **Cost**, with p = B·n·d and f the fraction of steps at which one of a program's images has the pixel on:
 
@@ -54,10 +54,10 @@ import triton.language as tl
 from torch import Tensor
 
 STEPS = 32  # pixels in a chunk
-FORWARD_TILE = (4, 256)  # images × hidden units of a walking program
+FORWARD_TILE = (4, 128)  # images × hidden units of a walking program
 BACKWARD_TILE = (8, 64)  # it holds more of each: fewer registers a thread let more warps hide each other's waits
 PRODUCT_TILE = (32, 64)
-SUM_TILE = 128
+SUM_TILE = (32, 32)  # chunks × hidden units
 SPLITS = 8  # places for partial gradients
 PRODUCT = {"num_warps": 4, "enable_fp_fusion": True}  # fusion is asked for: Triton warns where it has to guess
 WARP = {"num_warps": 1, "enable_fp_fusion": True}
@@ -74,7 +74,7 @@ def forward(z: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor) -> tuple[Tens
     with _device(z):
         grid = (triton.cdiv(batch, PRODUCT_TILE[0]), chunks, triton.cdiv(d, PRODUCT_TILE[1]))
         _chunk_sums[grid](z, W, starts, batch, n, d, chunks, STEPS, *PRODUCT_TILE, **PRODUCT)
-        _sums_before[batch, triton.cdiv(d, SUM_TILE)](starts, c, d, chunks, SUM_TILE, **WARP)
+        _sums_before[batch, triton.cdiv(d, SUM_TILE[1])](starts, c, d, chunks, *SUM_TILE, **WARP)
         grid = (triton.cdiv(batch, rows), chunks, len(parts))
         _walk_forward[grid](z, W, V, starts, parts, batch, n, d, chunks, STEPS, rows, cols, **WARP)
     return parts.sum(0) + b, (starts,)
@@ -99,7 +99,7 @@ def backward(
         sizes = (batch, n, d, chunks, splits, each)
         _walk_backward[grid](g, z, W, V, starts, sums, parts, *sizes, STEPS, rows, cols, **WARP)
         dV, within = parts.sum(1)
-        _sums_from[batch, triton.cdiv(d, SUM_TILE)](sums, d, chunks, SUM_TILE, **WARP)
+        _sums_from[batch, triton.cdiv(d, SUM_TILE[1])](sums, d, chunks, *SUM_TILE, **WARP)
         products = _products[chunks, triton.cdiv(d, PRODUCT_TILE[1])]
         products(z, sums, within, dW, batch, n, d, chunks, STEPS, *PRODUCT_TILE, **PRODUCT)
     return dW, sums[:, 0].sum(0), dV, g.sum(0)
@@ -146,28 +146,33 @@ def _chunk_sums(
 
 
 @triton.jit
-def _sums_before(sums: tl.tensor, c: tl.tensor, d: int, chunks: int, COLS: tl.constexpr) -> None:
-    """Sums (B, chunks, d), in place: each chunk becomes c + all chunks before it."""
+def _sums_before(
+    sums: tl.tensor, c: tl.tensor, d: int, chunks: int, ROWS: tl.constexpr, COLS: tl.constexpr
+) -> None:  # fmt: skip
+    """Sums (B, chunks, d), in place: each chunk becomes c + all chunks before it; ROWS of them are read at once."""
     col = tl.program_id(1) * COLS + tl.arange(0, COLS)
-    place = sums + tl.program_id(0).to(tl.int64) * chunks * d + col
+    image = sums + tl.program_id(0).to(tl.int64) * chunks * d + col[None, :]
     total = tl.load(c + col, col < d, other=0.0)
-    for _ in range(chunks):
-        chunk = tl.load(place, col < d, other=0.0)
-        tl.store(place, total, col < d)
-        total += chunk
-        place += d
+    for first in range(0, chunks, ROWS):
+        chunk = first + tl.arange(0, ROWS)[:, None]
+        inside = (chunk < chunks) & (col < d)[None, :]
+        own = tl.load(image + chunk * d, inside, other=0.0)
+        tl.store(image + chunk * d, total[None, :] + (tl.cumsum(own, 0) - own), inside)
+        total += tl.sum(own, 0)
 
 
 @triton.jit
-def _sums_from(sums: tl.tensor, d: int, chunks: int, COLS: tl.constexpr) -> None:
+def _sums_from(sums: tl.tensor, d: int, chunks: int, ROWS: tl.constexpr, COLS: tl.constexpr) -> None:
     """Sums (B, chunks, d), in place: each chunk becomes itself + all chunks after it."""
     col = tl.program_id(1) * COLS + tl.arange(0, COLS)
-    place = sums + (tl.program_id(0).to(tl.int64) * chunks + chunks - 1) * d + col
+    image = sums + tl.program_id(0).to(tl.int64) * chunks * d + col[None, :]
     total = tl.zeros([COLS], tl.float32)
-    for _ in range(chunks):
-        total += tl.load(place, col < d, other=0.0)
-        tl.store(place, total, col < d)
-        place -= d
+    for done in range(0, chunks, ROWS):
+        chunk = chunks - 1 - done - tl.arange(0, ROWS)[:, None]
+        inside = (chunk >= 0) & (col < d)[None, :]
+        own = tl.load(image + chunk * d, inside, other=0.0)
+        tl.store(image + chunk * d, total[None, :] + tl.cumsum(own, 0), inside)
+        total += tl.sum(own, 0)
 
 
 @triton.jit

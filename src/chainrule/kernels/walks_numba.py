@@ -7,7 +7,7 @@ is one matrix product of the whole batch, and what happens inside the block is a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from numba import prange
@@ -22,7 +22,9 @@ class Causal(Protocol):
     """A causal linear layer (B, n) → (B, n, d), cut into blocks of steps."""
 
     blocks: Sequence[tuple[int, int]]  # (start, stop) of each
-    within: Iterable[Tensor]  # of each of m > 1 steps: (m(m−1)/2, d), what step s adds to step r in row r(r−1)/2 + s
+
+    def triangle(self, k: int) -> Tensor:
+        """The weights inside block k of m steps: (m(m−1)/2, d), what step s adds to step r in row r(r−1)/2 + s."""
 
     def before(self, k: int, z: Tensor) -> Tensor:
         """What bits z (B, n) before block k give its m steps: (B, m, d)."""
@@ -41,11 +43,10 @@ def hidden(u: Tensor, layer: Causal, c: Tensor, alpha: Tensor, b: Tensor) -> Ten
 def _draw(u: Tensor, layer: Causal, c: Tensor, alpha: Tensor, b: Tensor) -> Tensor:
     bits = u.new_zeros(u.shape)
     uniforms, *parameters = (x.detach().contiguous().numpy() for x in (u, c, alpha, b))
-    triangles, size = iter(layer.within), group_size(len(u))
-    for k, (start, stop) in enumerate(layer.blocks):
+    size = group_size(len(u))
+    for k, (start, _) in enumerate(layer.blocks):
         a = layer.before(k, bits).detach().contiguous().numpy()
-        within = next(triangles) if stop - start > 1 else c.new_zeros(0, c.shape[1])
-        given = uniforms, a, within.detach().contiguous().numpy(), *parameters, bits.numpy(), start
+        given = uniforms, a, layer.triangle(k).detach().contiguous().numpy(), *parameters, bits.numpy(), start
         threads.run(_walk_block, _walk_block_team, -(-len(u) // size), 0, size, *given)
     return bits
 

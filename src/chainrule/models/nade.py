@@ -32,6 +32,7 @@ class NADE(AutoregressiveDensity):
         hidden: d, the hidden units.
         order: see :func:`chainrule.orders.permutation`.
         l2: precision of a Gaussian prior on W and V; 0 is plain maximum likelihood.
+        smoothness: of a Gaussian prior on how W and V change over the image, see :meth:`roughness`.
         input_dropout: in training, the probability with which each input is off; a kept one counts 1/(1 − it).
             What is to be predicted stays. Everywhere else the model is exact.
         kernel: ``auto``, ``numba``, ``triton`` or ``torch``: which implementation computes the conditionals.
@@ -45,12 +46,14 @@ class NADE(AutoregressiveDensity):
         hidden: int = 500,
         order: str | Sequence[int] = "raster",
         l2: float = 0.0,
+        smoothness: float = 0.0,
         input_dropout: float = 0.0,
         kernel: str = "auto",
         init_scale: float = 0.01,
     ) -> None:
         super().__init__(shape=shape, order=order)
         self.l2 = at_least_0("model.l2", l2)
+        self.smoothness = at_least_0("model.smoothness", smoothness)
         self.input_dropout = at_least_0("model.input_dropout", input_dropout, below=1)
         self.kernel = kernels.check(kernel)
         n, d = self.dim, positive("model.hidden", hidden, most=100_000)
@@ -77,7 +80,24 @@ class NADE(AutoregressiveDensity):
         return kernels.conditionals(z, W, self.c, self.V, self.b, kernel=self.kernel)
 
     def log_prior(self) -> Tensor:
-        return gaussian([self.W, self.V], self.l2) if self.l2 else super().log_prior()
+        prior = gaussian([self.W, self.V], self.l2) if self.l2 else super().log_prior()
+        if not self.smoothness:
+            return prior
+        return prior - self.smoothness / 2 * (self.roughness(self.W) + self.roughness(self.V))
+
+    def roughness(self, rows: Tensor) -> Tensor:
+        """Σ ‖row of a pixel − row of its neighbour‖² over all pixels that are one below or right of another.
+
+        Strokes look alike wherever they are, so what a pixel says to a hidden unit, and what that says of a pixel,
+        changes slowly over the image.
+
+        Args:
+            rows: (n, d), one for each step.
+        """
+        grid = rows[self.order.argsort()].view(*self.shape, -1)
+        # A sum of squared differences is xᵀLx with a graph's Laplacian L, and its gradient 2Lx: one product gives both.
+        half = (grid * _laplacian(grid.detach())).sum()
+        return 2 * half - half.detach()
 
     @torch.no_grad()
     def walk(self, batch: int) -> Generator[Tensor, Tensor, None]:
@@ -94,3 +114,14 @@ class NADE(AutoregressiveDensity):
     @torch.no_grad()
     def initialize(self, z: Tensor) -> None:
         self.b.copy_(log_odds(z))
+
+
+def _laplacian(grid: Tensor) -> Tensor:
+    """For each pixel of a grid (h, w, d): the sum, over its neighbours, of its row − theirs."""
+    sums = torch.zeros_like(grid)
+    for axis in (0, 1):
+        along, total = grid.transpose(0, axis), sums.transpose(0, axis)
+        step = along[1:] - along[:-1]
+        total[1:] += step
+        total[:-1] -= step
+    return sums
