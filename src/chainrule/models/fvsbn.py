@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chainrule.causal import CausalLinear
-from chainrule.density import AutoregressiveDensity, at_least_0, gaussian, log_odds, positive
+from chainrule.density import AutoregressiveDensity, at_least_0, gaussian, log_odds, positive, quadratic
 from chainrule.kernels.nade import compiled_walks
 
 
@@ -114,9 +114,7 @@ class Smoothness(nn.Module):
     def forward(self, weights: Iterable[Tensor]) -> Tensor:
         """Log density in nats, a scalar, of all weights but α₀."""
         alpha = torch.cat([w.flatten() for w in weights])
-        # It is −λ/2 · αᵀLα with a graph's Laplacian L, whose gradient is −λLα: one product gives both.
-        energy = alpha @ self._laplacian(alpha.detach())
-        return -self.precision * (energy - energy.detach() / 2)
+        return -self.precision * quadratic(alpha, self._laplacian(alpha.detach()))
 
     def _laplacian(self, alpha: Tensor) -> Tensor:
         """L·α: for each weight the sum, over its neighbours, of distance · (it − the neighbour)."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chainrule.density import AutoregressiveDensity, at_least_0, gaussian, log_odds, positive
+from chainrule.density import AutoregressiveDensity, at_least_0, gaussian, log_odds, positive, quadratic
 from chainrule.kernels import nade as kernels
 
 
@@ -83,10 +83,10 @@ class NADE(AutoregressiveDensity):
         prior = gaussian([self.W, self.V], self.l2) if self.l2 else super().log_prior()
         if not self.smoothness:
             return prior
-        return prior - self.smoothness / 2 * (self.roughness(self.W) + self.roughness(self.V))
+        return prior - self.smoothness * (self.roughness(self.W) + self.roughness(self.V))
 
     def roughness(self, rows: Tensor) -> Tensor:
-        """Σ ‖row of a pixel − row of its neighbour‖² over all pixels that are one below or right of another.
+        """½ Σ ‖row of a pixel − row of its neighbour‖² over all pixels that are one below or right of another.
 
         Strokes look alike wherever they are, so what a pixel says to a hidden unit, and what that says of a pixel,
         changes slowly over the image.
@@ -95,9 +95,7 @@ class NADE(AutoregressiveDensity):
             rows: (n, d), one for each step.
         """
         grid = rows[self.order.argsort()].view(*self.shape, -1)
-        # A sum of squared differences is xᵀLx with a graph's Laplacian L, and its gradient 2Lx: one product gives both.
-        half = (grid * _laplacian(grid.detach())).sum()
-        return 2 * half - half.detach()
+        return quadratic(grid, _laplacian(grid.detach()))
 
     @torch.no_grad()
     def walk(self, batch: int) -> Generator[Tensor, Tensor, None]:
