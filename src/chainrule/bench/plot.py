@@ -31,6 +31,7 @@ NAMES = {
     "chunked": "torch, in chunks",
     "cumsum": "torch, cumsum",
     "loop": "Python loop",
+    "rows": "Python loop,\nrows of W",
     "unbound": "Python loop,\nrows unbound",
 }
 OTHER = ("#777777", "v")

@@ -20,6 +20,7 @@ RIVALS: dict[str, dict[str, str]] = {
     "chunked": {"kernel": "torch"},
     "cumsum": {"_target_": f"{SLOW}.CumsumNADE"},
     "loop": {"_target_": f"{SLOW}.LoopNADE"},
+    "rows": {"_target_": f"{SLOW}.RowsNADE"},
     "unbound": {"_target_": f"{SLOW}.UnboundNADE"},
 }
 BEFORE_COMPARING = 100  # training steps: weights near 0 would hide what rounding does

@@ -18,13 +18,13 @@ exponential about as many. What costs Bn operations or fewer, such as the loss, 
 
 **chunked** does the forward pass twice, and two products more, 2p each, that lead from chunk to chunk.
 
-**loop**, the same by steps: tensors (B, d), n times:
+**loop** and **rows**, the same by steps: tensors (B, d), n times:
 
     forward     sigmoids, 2p V[t]·h, 2p a + z W[t]            sigmoid 2, product 1, outer 1, sum 3
     backward    p into h, 2p into V, 3p sigmoid, p sums, 2p   1 + 1 + 3, sums 3, into W 1
 
-and, as the gradient of each row W[t] and V[t] is a whole matrix, 2n·nd additions and 8n·nd floats of traffic; where
-the rows are *unbound* once, 4nd floats.
+and, as the gradient of each column or row that is picked out of W and V is a whole matrix, 2n·nd additions and 8n·nd
+floats of traffic; where the rows are *unbound* once, 4nd floats.
 
 Each ends with the optimizer: ``ADAM`` operations a parameter, 7 floats of traffic (parameter and two moments in and
 out, gradient in).
@@ -95,6 +95,10 @@ def loop(s: Sizes) -> Work:
     return _with_optimizer(s, (4 + SIGMOID + 9) * s.p + 2 * s.n * matrix, (7 + 9) * s.p + 8 * s.n * matrix)
 
 
+def rows(s: Sizes) -> Work:
+    return loop(s)
+
+
 def unbound(s: Sizes) -> Work:
     return _with_optimizer(s, (4 + SIGMOID + 9) * s.p, (7 + 9) * s.p + 4 * s.n * s.d)
 
@@ -103,7 +107,7 @@ def _with_optimizer(s: Sizes, flops: int, floats: int) -> Work:
     return Work(flops + ADAM * s.parameters, FLOAT * (floats + 7 * s.parameters))
 
 
-WORK: dict[str, Callable[[Sizes], Work]] = {f.__name__: f for f in (kernel, chunked, cumsum, loop, unbound)}
+WORK: dict[str, Callable[[Sizes], Work]] = {f.__name__: f for f in (kernel, chunked, cumsum, loop, rows, unbound)}
 
 
 @dataclass(frozen=True)

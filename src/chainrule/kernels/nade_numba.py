@@ -66,12 +66,15 @@ def sigmoid(a: Any) -> Any:
 
 
 def forward(z: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Bits z (B, n), W and V (n, d), c (d,), b (n,) → (B, n) logits; the gradients need nothing else."""
-    logits = W.new_empty(z.shape)
-    bits, out, parameters = _bits(z), logits.numpy(), _arrays(W, c[None], V, b)
-    size = group_size(len(z))
-    threads.run(_logits, _logits_team, -(-len(z) // size), _rows(size, W), size, bits, *parameters, out)
-    return logits, ()
+    """Bits z (B, n), W and V (n, d), c (d,), b (n,) → (B, n) logits, and where the bits are on: see :func:`_scan`."""
+    images, n = z.shape
+    logits = W.new_empty(images, n)
+    on = z.new_empty(images, n, dtype=torch.int16 if n <= np.iinfo(np.int16).max else torch.int32)
+    at = z.new_empty(images, -(-n // TILE) + 1, dtype=torch.int32)
+    given, made = (_bits(z), *_arrays(W, c[None], V, b)), (logits.numpy(), on.numpy(), at.numpy())
+    size = group_size(images)
+    threads.run(_logits, _logits_team, -(-images // size), _rows(size, W), size, *given, *made)
+    return logits, (on, at)
 
 
 def _bits(z: Tensor) -> Any:
@@ -88,16 +91,22 @@ def _rows(images: int, W: Tensor) -> int:
 
 
 @team
-def _logits_team(counter: Any, scratch: Any, size: int, z: Any, W: Any, c: Any, V: Any, b: Any, out: Any) -> None:
+def _logits_team(
+    counter: Any, scratch: Any, size: int, z: Any, W: Any, c: Any, V: Any, b: Any, out: Any, on: Any, at: Any
+) -> None:
     for thread in numba.prange(len(scratch)):
-        _logits(counter, scratch[thread], size, z, W, c, V, b, out)
+        _logits(counter, scratch[thread], size, z, W, c, V, b, out, on, at)
 
 
 @compiled
-def _logits(counter: Any, scratch: Any, size: int, z: Any, W: Any, c: Any, V: Any, b: Any, out: Any) -> None:
+def _logits(
+    counter: Any, scratch: Any, size: int, z: Any, W: Any, c: Any, V: Any, b: Any, out: Any, on: Any, at: Any
+) -> None:
     first = take(counter) * size
     while first < len(z):
-        _logits_of_group(z, W, c, V, b, first, min(first + size, len(z)), scratch, out)
+        last = min(first + size, len(z))
+        _logits_of_group(z, W, c, V, b, first, last, scratch, out)
+        _scan(z[first:last], on[first:last], at[first:last])
         first = take(counter) * size
 
 
@@ -201,21 +210,13 @@ def backward(
     size = max(GROUP, -(-images // max(1, torch.get_num_threads() // blocks)))
     parts = max(1, -(-images // size))
     dW, dc, dV = (W.new_empty(parts, rows, d) for rows in (n, 1, n))
-    arrays = *_on_pixels(_bits(z)), *_arrays(grad_logits, W, c[None], V)
+    arrays = *_arrays(*saved), *_arrays(grad_logits, W, c[None], V)
     sums = _arrays(dW.view(-1, d), dc.view(-1, d), dV.view(-1, d))
 
     rows = 4 * n + TILE + 1 + GROUP * (2 + -(-n // TILE))
     threads.run(_gradients, _gradients_team, parts * blocks, rows, size, parts, *arrays, *sums)
     dW, dc, dV = (x[0] if parts == 1 else x.sum(0) for x in (dW, dc, dV))
     return dW, dc[0], dV, grad_logits.sum(0)
-
-
-def _on_pixels(bits: Any) -> tuple[Any, Any]:
-    images, n = bits.shape
-    on = np.empty((images, n), np.int16 if n <= np.iinfo(np.int16).max else np.int32)
-    at = np.empty((images, -(-n // TILE) + 1), np.int32)
-    _scan(bits, on, at)
-    return on, at
 
 
 @compiled
