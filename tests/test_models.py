@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from pathlib import Path
@@ -323,12 +324,27 @@ def test_smoothness_of_nade_compares_the_rows_of_each_pixel_with_its_neighbours(
 
 def test_the_gradient_of_smoothness_is_that_of_its_value() -> None:
     model = build("fvsbn", order="spiral", smoothness=0.7)
-    weights = [w.detach().requires_grad_() for w in model.alpha.parameters()]
-    gradients = torch.autograd.grad(model.smoothness(weights), weights)
+    weights = list(model.alpha.parameters())
+    gradients = torch.autograd.grad(model.log_prior(), weights)
     step = [torch.randn_like(w) * 1e-4 for w in weights]
-    ahead, behind = ([w + sign * s for w, s in zip(weights, step, strict=True)] for sign in (1, -1))
     slope = sum((g * s).sum() for g, s in zip(gradients, step, strict=True))
-    assert slope.item() == pytest.approx((model.smoothness(ahead) - model.smoothness(behind)).item() / 2, rel=1e-6)
+    values = []
+    for times in (1, -2):
+        with torch.no_grad():
+            for w, s in zip(weights, step, strict=True):
+                w.add_(s, alpha=times)
+        values.append(model.log_prior().item())
+    assert slope.item() == pytest.approx((values[0] - values[1]) / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["fvsbn", "nade"])
+def test_smoothness_in_mixed_precision_and_in_a_copy(name: str) -> None:
+    model = build(name, smoothness=0.7)
+    expected = model.log_prior()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.log_prior() == expected
+    assert copy.deepcopy(model).log_prior() == expected
+    torch.testing.assert_close(model.float().log_prior(), expected.float())
 
 
 def test_smoothness_leaves_nothing_in_the_checkpoint() -> None:

@@ -200,12 +200,6 @@ def gaussian(weights: Iterable[Tensor], precision: float) -> Tensor:
     return -precision / 2 * sum((w.square().sum() for w in weights), torch.zeros(()))
 
 
-def quadratic(x: Tensor, Lx: Tensor) -> Tensor:
-    """½ xᵀLx for a symmetric L, from the product Lx, which is its gradient as well: no more is differentiated."""
-    energy = (x * Lx.detach()).sum()
-    return energy - energy.detach() / 2
-
-
 def at_least_0(name: str, value: float, below: float = math.inf) -> float:
     """Returns a hyperparameter that must be 0 or a positive number, below a limit.
 

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chainrule.density import AutoregressiveDensity, at_least_0, gaussian, log_odds, positive, quadratic
+from chainrule.density import AutoregressiveDensity, at_least_0, gaussian, log_odds, positive
 from chainrule.kernels import nade as kernels
+from chainrule.laplacian import Laplacian
 
 
 class NADE(AutoregressiveDensity):
@@ -32,7 +33,7 @@ class NADE(AutoregressiveDensity):
         hidden: d, the hidden units.
         order: see :func:`chainrule.orders.permutation`.
         l2: precision of a Gaussian prior on W and V; 0 is plain maximum likelihood.
-        smoothness: of a Gaussian prior on how W and V change over the image, see :meth:`roughness`.
+        smoothness: of a Gaussian prior on how W and V change over the image, see :meth:`neighbours`.
         input_dropout: in training, the probability with which each input is off; a kept one counts 1/(1 − it).
             What is to be predicted stays. Everywhere else the model is exact.
         kernel: ``auto``, ``numba``, ``triton`` or ``torch``: which implementation computes the conditionals.
@@ -62,6 +63,7 @@ class NADE(AutoregressiveDensity):
         self.c = nn.Parameter(torch.zeros(d))
         self.V = nn.Parameter(torch.randn(n, d) * init_scale)  # V[t] is the row V_{t,·}
         self.b = nn.Parameter(torch.zeros(n))
+        self.roughness = self.neighbours() if smoothness else None
 
     @property
     def effective_parameter_count(self) -> int:
@@ -81,21 +83,19 @@ class NADE(AutoregressiveDensity):
 
     def log_prior(self) -> Tensor:
         prior = gaussian([self.W, self.V], self.l2) if self.l2 else super().log_prior()
-        if not self.smoothness:
-            return prior
-        return prior - self.smoothness * (self.roughness(self.W) + self.roughness(self.V))
+        if self.roughness:
+            prior = prior - self.smoothness * (self.roughness(self.W) + self.roughness(self.V))
+        return prior
 
-    def roughness(self, rows: Tensor) -> Tensor:
+    def neighbours(self) -> Laplacian:
         """½ Σ ‖row of a pixel − row of its neighbour‖² over all pixels that are one below or right of another.
 
         Strokes look alike wherever they are, so what a pixel says to a hidden unit, and what that says of a pixel,
-        changes slowly over the image.
-
-        Args:
-            rows: (n, d), one for each step.
+        changes slowly over the image. The rows are those of W or V, one for each step.
         """
-        grid = rows[self.order.argsort()].view(*self.shape, -1)
-        return quadratic(grid, _laplacian(grid.detach()))
+        step = self.order.argsort().view(self.shape)
+        i, j = (torch.cat([x.flatten(), y.flatten()]) for x, y in ((step[1:], step[:, 1:]), (step[:-1], step[:, :-1])))
+        return Laplacian(self.dim, i, j, torch.ones(len(i)))
 
     @torch.no_grad()
     def walk(self, batch: int) -> Generator[Tensor, Tensor, None]:
@@ -112,14 +112,3 @@ class NADE(AutoregressiveDensity):
     @torch.no_grad()
     def initialize(self, z: Tensor) -> None:
         self.b.copy_(log_odds(z))
-
-
-def _laplacian(grid: Tensor) -> Tensor:
-    """For each pixel of a grid (h, w, d): the sum, over its neighbours, of its row − theirs."""
-    sums = torch.zeros_like(grid)
-    for axis in (0, 1):
-        along, total = grid.transpose(0, axis), sums.transpose(0, axis)
-        step = along[1:] - along[:-1]
-        total[1:] += step
-        total[:-1] -= step
-    return sums
