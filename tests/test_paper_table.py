@@ -80,6 +80,8 @@ def test_rows_and_seeds_are_trained_and_mixed(stage: Path) -> None:
     assert lines[-1] == "tabulate runs=r"
     # members are certified before their mixture is
     assert lines.index("certify run=r/nade_orders-static-s4/b") < lines.index("certify run=r/mixture-static-s4")
+    assert paper_table(stage, "rows=mixture_smooth", "seeds=4", "runs=r").returncode == 0
+    assert asked(stage, "mix") == ["runs=r/nade_smooth_orders-static-s4 out=r/mixture_smooth-static-s4"]
 
 
 def test_what_is_certified_is_not_certified_again_and_what_is_refuted_is_told(stage: Path) -> None:
@@ -135,16 +137,18 @@ def test_a_recipe_composes(recipe: str) -> None:
     assert set(swept.get("model", MODELS[0]).split(",")) <= set(MODELS)
 
 
-def test_the_members_of_the_mixture_are_the_eight_orders_of_the_grid() -> None:
+@pytest.mark.parametrize("recipe", ["nade", "nade_smooth"])
+def test_the_members_of_a_mixture_are_one_recipe_in_the_eight_orders_of_the_grid(recipe: str) -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", overrides=["experiment=nade_orders"], return_hydra_config=True)
-        nade = compose("train", overrides=["experiment=nade"])
+        cfg = compose("train", overrides=[f"experiment={recipe}_orders"], return_hydra_config=True)
+        alone = compose("train", overrides=[f"experiment={recipe}"])
     assert tuple(cfg.hydra.sweeper.params["model.order"].split(",")) == GRID_ORDERS
-    assert cfg.model == nade.model
-    assert cfg.optimizer == nade.optimizer
+    assert cfg.model == alone.model
+    assert cfg.optimizer == alone.optimizer
+    assert cfg.trainer == alone.trainer
 
 
 def test_every_row_of_the_script_has_a_recipe() -> None:
     (line,) = [line for line in (ROOT / "scripts/paper_table").read_text().splitlines() if line.startswith("rows=")]
     rows = line.split()[0].removeprefix("rows=").split(",")
-    assert set(rows) - {"mixture", "dynamic", "seeded"} <= set(RECIPES)
+    assert set(rows) - {"mixture", "mixture_smooth", "dynamic", "seeded"} <= set(RECIPES)
