@@ -21,7 +21,7 @@ import torch
 import yaml
 from commands import finish
 
-from chainrule import cli
+from chainrule import cli, runs
 from chainrule.data import sources
 from chainrule.data.sources import File
 from chainrule.models.fvsbn import FVSBN
@@ -295,6 +295,18 @@ def test_too_many_threads(tmp_path: Path) -> None:
     code, said = finish(["train", *TOY], tmp_path, partial(torch.set_num_threads, 1000))
     assert code == 1
     assert re.search(r"1000 threads are too many for \d+ cores: set OMP_NUM_THREADS=\d+", said)
+
+
+def one_library_too_few() -> None:
+    runs.LIBRARIES = (*runs.LIBRARIES, "no-such-library")
+
+
+def test_a_missing_library_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    code, said = finish(["train", *TOY], tmp_path, one_library_too_few)
+    assert code == 1
+    assert "no-such-library is not installed" in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.rglob("*.ckpt"))
 
 
 def test_a_traceback_is_there_for_who_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

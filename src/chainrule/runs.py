@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -408,9 +408,25 @@ def provenance() -> dict[str, Any]:
     """Machine, library versions, commit and date: what a record says besides its numbers."""
     return {
         "hardware": _hardware(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
-        "git": _git(Path(__file__).resolve().parent),
+        **program(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+@cache
+def program() -> dict[str, Any]:
+    """Library versions and commit, as they were when first asked: at the start, for what runs is what was there then.
+
+    Raises:
+        ValueError: a library is not installed.
+    """
+    try:
+        versions = {name: version(name) for name in LIBRARIES}
+    except PackageNotFoundError as error:
+        raise ValueError(f"{error.name} is not installed: a record names its version. Install it with pip") from error
+    return {
+        "versions": {"python": platform.python_version()} | versions,
+        "git": _git(Path(__file__).resolve().parent),
     }
 
 
