@@ -70,12 +70,11 @@ CHOICES = {"resume": ("auto", "never"), "trainer.accelerator": ("auto", "cpu", "
 
 
 def check(cfg: DictConfig) -> None:
-    """Looks at every number before anything costs time, and at the program that the record will name.
+    """Looks at every number before anything costs time.
 
     Raises:
-        ValueError: a number is mistyped or out of its range, or a mandatory value or a library is missing.
+        ValueError: a number is mistyped or out of its range, or a mandatory value is missing.
     """
-    runs.program()
     missing = OmegaConf.missing_keys(cfg)
     if missing:
         raise ValueError(f"missing: {', '.join(sorted(missing))}. Give it as {min(missing)}=…")

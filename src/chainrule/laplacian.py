@@ -15,7 +15,7 @@ class Laplacian(nn.Module):
 
     Args:
         nodes: how many there are.
-        i, j: the two nodes of each edge, (edges,) each; an edge stands here once.
+        edges: the two nodes i and j of each, (2, edges); an edge stands here once. See :func:`edges`.
         weights: w, (edges,).
     """
 
@@ -23,11 +23,11 @@ class Laplacian(nn.Module):
     columns: Tensor
     entries: Tensor
 
-    def __init__(self, nodes: int, i: Tensor, j: Tensor, weights: Tensor) -> None:
+    def __init__(self, nodes: int, edges: Tensor, weights: Tensor) -> None:
         super().__init__()
         every = torch.arange(nodes)
-        degrees = torch.zeros(nodes, dtype=weights.dtype).index_add(0, torch.cat([i, j]), weights.repeat(2))
-        rows, columns = torch.cat([i, j, every]), torch.cat([j, i, every])
+        degrees = torch.zeros(nodes, dtype=weights.dtype).index_add(0, edges.flatten(), weights.repeat(2))
+        rows, columns = torch.cat([edges.flatten(), every]), torch.cat([edges.flip(0).flatten(), every])
         place = (rows * nodes + columns).argsort()
         begins = torch.cat([torch.zeros(1, dtype=torch.int64), rows.bincount(minlength=nodes).cumsum(0)])
         # int32: half of what a product reads would be 64-bit column numbers.
@@ -54,3 +54,12 @@ class Laplacian(nn.Module):
             vector = x.shape[1] == 1 and (x.is_cuda or torch.backends.mkl.is_available())
             product: Tensor = torch.mv(L, x[:, 0])[:, None] if vector else torch.sparse.mm(L, x)
             return product
+
+
+def edges(*neighbours: tuple[Tensor, Tensor]) -> Tensor:
+    """Two tensors of one shape hold nodes, and those that stand in the same place are neighbours: (2, edges).
+
+    Where one of them is negative, there is no such node, and so no edge.
+    """
+    pairs = torch.cat([torch.stack([a.flatten(), b.flatten()]) for a, b in neighbours], 1)
+    return pairs[:, (pairs >= 0).all(0)]

@@ -311,7 +311,12 @@ def code_version() -> str:
 
 
 def claim(run: RunDir, cfg: DictConfig) -> None:
-    """Writes ``config.yaml``, which makes a folder a run directory; its first line is the fingerprint."""
+    """Writes ``config.yaml``, which makes a folder a run directory; its first line is the fingerprint.
+
+    Raises:
+        ValueError: the record that is to follow cannot name a library, since it is not installed.
+    """
+    program()
     if not run.config.exists():
         config = OmegaConf.create(_without(SECRETS, OmegaConf.to_container(cfg, resolve=True)))
         write_whole(run.config, f"{MARK}{fingerprint(cfg)}\n{OmegaConf.to_yaml(config)}".encode())

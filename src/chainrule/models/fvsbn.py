@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from chainrule.causal import CausalLinear
 from chainrule.density import AutoregressiveDensity, at_least_0, gaussian, log_odds, positive
 from chainrule.kernels.nade import compiled_walks
-from chainrule.laplacian import Laplacian
+from chainrule.laplacian import Laplacian, edges
 
 
 class FVSBN(AutoregressiveDensity):
@@ -77,11 +77,9 @@ class FVSBN(AutoregressiveDensity):
         weight = torch.full((self.dim, self.dim), -1)  # the number of a pair's weight, if it has one
         weight[t, j] = torch.arange(len(t))
         of = weight.view(*self.shape, *self.shape)
-        moved = (of[:-1, :, :-1], of[1:, :, 1:]), (of[:, :-1, :, :-1], of[:, 1:, :, 1:])
-        pairs = torch.cat([torch.stack([a.flatten(), b.flatten()]) for a, b in moved], 1)
-        a, b = pairs[:, (pairs >= 0).all(0)]
+        moved = edges((of[:-1, :, :-1], of[1:, :, 1:]), (of[:, :-1, :, :-1], of[:, 1:, :, 1:]))
         place = torch.cartesian_prod(*map(torch.arange, self.shape)).to(self.dtype)
-        return Laplacian(len(t), a, b, (place[t] - place[j]).norm(dim=1)[a])
+        return Laplacian(len(t), moved, (place[t] - place[j]).norm(dim=1)[moved[0]])
 
     @torch.no_grad()
     def walk(self, batch: int) -> Generator[Tensor, Tensor, None]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from chainrule.density import AutoregressiveDensity, at_least_0, gaussian, log_odds, positive
 from chainrule.kernels import nade as kernels
-from chainrule.laplacian import Laplacian
+from chainrule.laplacian import Laplacian, edges
 
 
 class NADE(AutoregressiveDensity):
@@ -94,8 +94,8 @@ class NADE(AutoregressiveDensity):
         changes slowly over the image. The rows are those of W or V, one for each step.
         """
         step = self.order.argsort().view(self.shape)
-        i, j = (torch.cat([x.flatten(), y.flatten()]) for x, y in ((step[1:], step[:, 1:]), (step[:-1], step[:, :-1])))
-        return Laplacian(self.dim, i, j, torch.ones(len(i)))
+        pairs = edges((step[:-1], step[1:]), (step[:, :-1], step[:, 1:]))
+        return Laplacian(self.dim, pairs, torch.ones(pairs.shape[1]))
 
     @torch.no_grad()
     def walk(self, batch: int) -> Generator[Tensor, Tensor, None]:
