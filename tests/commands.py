@@ -12,7 +12,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["chainrule.cli", "chainrule.experiment", "chainrule.search", "commands"])
+CONTEXT.set_forkserver_preload(["chainrule.cli", "chainrule.training.train", "chainrule.training.search", "commands"])
 
 
 def start(

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from math import exp
 
-from chainrule.causal import CausalLinear
 from chainrule.density import AutoregressiveDensity
+from chainrule.nn.causal_linear import CausalLinear
 
 
 def sigma(a: float) -> float:

@@ -19,13 +19,14 @@ from torch import Tensor
 from zoo import MODELS, build
 
 import chainrule
-from chainrule import cli, tables
-from chainrule.certify import CHECKS, Subject
-from chainrule.certify.certificate import outcomes
+from chainrule import cli
 from chainrule.density import BinaryDensity
+from chainrule.evaluation.certify import CHECKS, Subject
+from chainrule.evaluation.certify.certificate import outcomes
 from chainrule.mixture import Mixture
 from chainrule.models.fvsbn import FVSBN
 from chainrule.models.nade import NADE
+from chainrule.reporting import tables
 
 SMALL = {"n": 300, "k": 6, "seed": 0}
 

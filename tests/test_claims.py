@@ -22,13 +22,13 @@ from hydra import compose, initialize_config_dir
 from zoo import MODELS, ROOT, build, every_image
 
 from chainrule import cli
-from chainrule.claims import measuring, show, verdicts
-from chainrule.claims.figures import Figures, Place, Seconds, Support
-from chainrule.claims.formulas import FORMULAS, largest_nade
 from chainrule.data import Toy
-from chainrule.empirical import empirical
-from chainrule.experiment import model_name
+from chainrule.evaluation.empirical import empirical
 from chainrule.models.tabular import Tabular
+from chainrule.reporting.claims import measuring, show, verdicts
+from chainrule.reporting.claims.figures import Figures, Place, Seconds, Support
+from chainrule.reporting.claims.formulas import FORMULAS, largest_nade
+from chainrule.training.train import model_name
 
 TEXTS = {claim.text for claim in verdicts.CLAIMS}
 

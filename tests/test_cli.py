@@ -18,7 +18,8 @@ from omegaconf import open_dict
 from zoo import MODELS, ROOT
 
 import chainrule
-from chainrule import cli, tables
+from chainrule import cli
+from chainrule.reporting import tables
 from chainrule.runs import read_checkpoint
 
 TOY = ["data=toy", "logger=csv", "trainer.enable_progress_bar=false"]
@@ -222,7 +223,7 @@ def test_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, run: Run)
     def broken(*_: object) -> None:
         raise AssertionError("an invariant of ours")
 
-    monkeypatch.setattr("chainrule.experiment.evaluate", broken)
+    monkeypatch.setattr("chainrule.evaluation.scoring.evaluate", broken)
     with pytest.raises(AssertionError, match="invariant"):
         run("evaluate", "run=x")
 

@@ -15,8 +15,9 @@ from broken import Forgetful, NotANumber
 from torch import Tensor
 from zoo import MODELS, build
 
-from chainrule import archive, cli, coding
+from chainrule import cli
 from chainrule.density import AutoregressiveDensity
+from chainrule.evaluation import archive, coding
 from chainrule.models.fvsbn import FVSBN
 from chainrule.models.tabular import Tabular
 

@@ -16,8 +16,9 @@ import yaml
 from scipy import stats
 from test_tables import OTHER, ROOT, write
 
-from chainrule import cli, tables
-from chainrule.compare import compare, interval, table
+from chainrule import cli
+from chainrule.evaluation.compare import compare, interval, table
+from chainrule.reporting import tables
 
 RNG = np.random.default_rng(3)
 EASY = RNG.normal(80, 20, 1000)  # how hard each image is, for every model
@@ -87,7 +88,7 @@ def test_a_seed_gives_one_interval_however_it_is_cut(monkeypatch: pytest.MonkeyP
     whole = interval(d, 1000, 0.95, seed=5)
     assert interval(d, 1000, 0.95, seed=5) == whole
     assert interval(d, 1000, 0.95, seed=6) != whole
-    monkeypatch.setattr("chainrule.compare.CHUNK", 700)
+    monkeypatch.setattr("chainrule.evaluation.compare.CHUNK", 700)
     assert interval(d, 1000, 0.95, seed=5) == whole
 
 
@@ -238,5 +239,5 @@ def test_compare_yaml_has_the_arguments() -> None:
 
 
 def test_comparing_needs_no_torch() -> None:
-    code = "import sys, chainrule.compare; assert not {'torch', 'lightning', 'hydra'} & set(sys.modules)"
+    code = "import sys, chainrule.evaluation.compare; assert not {'torch', 'lightning', 'hydra'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(ROOT / "src")})

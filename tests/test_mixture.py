@@ -16,10 +16,11 @@ import torch
 from scipy.stats import chisquare
 from zoo import build, every_image
 
-from chainrule import load_model, tables
+from chainrule import load_model
 from chainrule.data import Toy
 from chainrule.density import BinaryDensity
 from chainrule.mixture import Mixture
+from chainrule.reporting import tables
 
 
 def members() -> list[BinaryDensity]:

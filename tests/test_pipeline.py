@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from zoo import ROOT, build, every_image
 
-from chainrule import callbacks, schedules
 from chainrule.data import Toy
-from chainrule.experiment import nll_per_image, statistics
-from chainrule.module import DensityModule
-from chainrule.pictures import save_completions, save_grid
+from chainrule.evaluation.images import save_completions, save_grid
+from chainrule.evaluation.scoring import nll_per_image, statistics
 from chainrule.runs import write_json
+from chainrule.training import callbacks, schedules
+from chainrule.training.module import DensityModule
 
 
 def module_for(name: str, train_size: int = 10) -> DensityModule:
@@ -115,7 +115,8 @@ def test_the_wheel_carries_its_configuration(tmp_path: Path) -> None:
     (file,) = tmp_path.glob("*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", file], check=True)
     installed = {str(p.relative_to(tmp_path / "site/chainrule")) for p in (tmp_path / "site/chainrule").rglob("*.yaml")}
-    assert installed == {str(p.relative_to(ROOT)) for p in (ROOT / "conf").rglob("*.yaml")} | {"published.yaml"}
+    conf = {str(p.relative_to(ROOT)) for p in (ROOT / "conf").rglob("*.yaml")}
+    assert installed == conf | {"reporting/published.yaml"}
     words = ["train", "model=fvsbn", "data=toy", "logger=csv", "trainer.max_epochs=1", "hydra.run.dir=r"]
     main = "import chainrule.cli as c; assert 'site' in str(c.CONF); c.main()"
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}

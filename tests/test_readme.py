@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from zoo import MODELS, ROOT
 
-from chainrule import cli, tables
+from chainrule import cli
+from chainrule.reporting import tables
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [

@@ -23,12 +23,12 @@ from browser import CHROMIUM, Page, chromium
 from PIL import Image
 from zoo import ROOT
 
-from chainrule.report import growth, write_report
-from chainrule.report.charts import HEIGHT, WIDTH, Axis, Curve, Scale, draw
-from chainrule.report.figures import styles
-from chainrule.report.gather import read_metrics, read_pixels
-from chainrule.report.parts import sort_key
-from chainrule.report.private import public, rerun, without_places
+from chainrule.reporting.report import growth, write_report
+from chainrule.reporting.report.charts import HEIGHT, WIDTH, Axis, Curve, Scale, draw
+from chainrule.reporting.report.figures import styles
+from chainrule.reporting.report.gather import read_metrics, read_pixels
+from chainrule.reporting.report.parts import sort_key
+from chainrule.reporting.report.private import public, rerun, without_places
 
 RESULTS, BENCH = ROOT / "results", ROOT / "docs/bench.json"
 RECORD = json.loads((RESULTS / "nade-static-s0/result.json").read_text())
@@ -243,7 +243,7 @@ def test_a_mixture_was_never_trained(tmp_path: Path) -> None:
 
 
 def test_the_last_value_of_an_epoch_counts_and_torn_lines_do_not(tmp_path: Path) -> None:
-    from chainrule.report.gather import _curve
+    from chainrule.reporting.report.gather import _curve
 
     file = tmp_path / "metrics.csv"
     file.write_text("epoch,val/nll\n0,5\n1,4\n1,3.5\n2,nan\n3,\n,2\n4,2.\n5")
@@ -493,7 +493,7 @@ def test_mistakes(options: dict[str, Any], message: str, tmp_path: Path, monkeyp
 
 
 def test_a_report_needs_no_torch() -> None:
-    check = "import sys, chainrule.report; sys.exit('torch' in sys.modules)"
+    check = "import sys, chainrule.reporting.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 

@@ -23,7 +23,8 @@ from omegaconf import OmegaConf  # noqa: E402
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution  # noqa: E402
 from zoo import ROOT  # noqa: E402
 
-from chainrule import cli, search  # noqa: E402
+from chainrule import cli  # noqa: E402
+from chainrule.training import search  # noqa: E402
 
 TOY = ["data=toy", "trainer.max_epochs=2", "samples=4"]
 FAULT = "+callbacks.fault={_target_:faults.Fault,kind:slow}"

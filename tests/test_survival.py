@@ -26,8 +26,8 @@ import torch
 from commands import finish, start
 
 from chainrule import files
-from chainrule.checkpoints import BEST, LAST, PREVIOUS, SealedFiles, resumable
 from chainrule.files import is_intact, is_sealed, remove_parts, seal, write_whole
+from chainrule.training.checkpoints import BEST, LAST, PREVIOUS, SealedFiles, resumable
 
 KILLS = int(os.environ.get("CHAINRULE_KILLS", "10"))
 TOY = ["data=toy", "data.side=4", "logger=csv", "trainer.enable_progress_bar=false", "samples=4"]
@@ -265,7 +265,7 @@ def test_a_run_that_is_asked_to_stop_keeps_its_work_and_leaves_no_record(
 
 
 def slow_validation(begun: Path) -> None:
-    from chainrule.module import DensityModule
+    from chainrule.training.module import DensityModule
 
     def step(self: DensityModule, x: torch.Tensor, batch_idx: int) -> None:
         begun.touch()
@@ -290,7 +290,7 @@ def test_what_is_written_down_and_not_trained_can_be_stopped_too(
 
 def slow_scores(begun: Path) -> None:
     """Training is over, and the test images are being scored."""
-    from chainrule import experiment
+    from chainrule.training import train as experiment
 
     experiment.nats_per_pixel = lambda *_: (begun.touch(), time.sleep(60))
 
@@ -322,7 +322,7 @@ def test_one_run_at_a_time_in_a_directory(fvsbn: Recipe, tmp_path: Path) -> None
 
 
 def slow_epochs(seconds: float) -> None:
-    from chainrule.module import DensityModule
+    from chainrule.training.module import DensityModule
 
     real = DensityModule.on_train_epoch_start
     DensityModule.on_train_epoch_start = lambda self: (time.sleep(seconds), real(self))[1]  # type: ignore[method-assign]
@@ -388,7 +388,7 @@ def test_a_full_disk_leaves_no_torn_samples(fvsbn: Recipe, tmp_path: Path) -> No
 
 def poison(step: int, what: str) -> None:
     """Makes the loss or a gradient of one step, counted from 1, not finite."""
-    from chainrule.module import DensityModule
+    from chainrule.training.module import DensityModule
 
     loss, update = DensityModule.training_step, DensityModule.on_before_optimizer_step
 
@@ -411,7 +411,7 @@ def poison(step: int, what: str) -> None:
 
 def poison_weights(step: int) -> None:
     """Makes the weights not finite after a step whose loss and gradient were."""
-    from chainrule.module import DensityModule
+    from chainrule.training.module import DensityModule
 
     after = DensityModule.on_train_batch_end
 
@@ -473,7 +473,7 @@ def test_two_runs_write_to_the_same_parent_at_once(fvsbn: Recipe, tmp_path: Path
 
 def watch(file: Path) -> None:
     """Notes this process's memory and open files after every run."""
-    from chainrule import experiment
+    from chainrule.training import train as experiment
 
     real = experiment.train
 

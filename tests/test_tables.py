@@ -20,9 +20,9 @@ import pytest
 import yaml
 from rich.console import Console
 
-from chainrule import tables
-from chainrule.tables import Published, published_for, published_numbers, tabulate
-from chainrule.tables.words import with_error
+from chainrule.reporting import tables
+from chainrule.reporting.tables import Published, published_for, published_numbers, tabulate
+from chainrule.reporting.tables.words import with_error
 
 ROOT = Path(__file__).parents[1]
 STATIC = "ca0294c3b8d984c7a1dc891015a8eea6f37bae59a34e35ea0fc8c47110a8dd86"  # tests/test_data.py holds it to the files
@@ -894,5 +894,7 @@ def test_tabulate_yaml_has_the_arguments_of_tabulate() -> None:
 
 
 def test_tables_need_no_torch() -> None:
-    code = "import sys, chainrule.tables; assert not {'torch', 'lightning', 'hydra', 'wandb'} & set(sys.modules)"
+    code = (
+        "import sys, chainrule.reporting.tables; assert not {'torch', 'lightning', 'hydra', 'wandb'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(ROOT / "src")})

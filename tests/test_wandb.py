@@ -27,12 +27,15 @@ from wandb_file import Log, items, parts, read
 from wandb_server import Server
 from zoo import ROOT, build
 
-from chainrule import checkpoints, pictures, runs, schedules, sweeps
-from chainrule.dashboard import login, workspace
-from chainrule.dashboard.shown import SHOWN, Dashboard
-from chainrule.dashboard.tracker import Tracker
+from chainrule import runs
 from chainrule.data import Toy
-from chainrule.module import DensityModule
+from chainrule.evaluation import images as pictures
+from chainrule.reporting import workspace
+from chainrule.training import checkpoints, login, schedules
+from chainrule.training import sweep as sweeps
+from chainrule.training.module import DensityModule
+from chainrule.training.shown import SHOWN, Dashboard
+from chainrule.training.tracker import Tracker
 
 RECIPE = ["data=toy", "data.side=4", "trainer.enable_progress_bar=false", "samples=8"]
 NADE = [*RECIPE, "model=nade", "model.hidden=4", "callbacks=[ema]", "callbacks.ema.decay=0.9", "trainer.max_epochs=5",
@@ -318,7 +321,7 @@ def test_no_network_costs_no_more_than_our_patience(monkeypatch: pytest.MonkeyPa
 
 def test_a_stuck_lookup_does_not_hold_the_end_of_the_program_up() -> None:
     stuck = "import socket, time; socket.create_connection = lambda *_: time.sleep(60)"
-    ask = "from chainrule.dashboard import login; assert not login.reachable('http://stuck.invalid')"
+    ask = "from chainrule.training import login; assert not login.reachable('http://stuck.invalid')"
     subprocess.run([sys.executable, "-c", f"{stuck}; {ask}"], check=True, timeout=30)
 
 
@@ -382,7 +385,7 @@ class Averages(L.Callback):
 
 
 def test_samples_in_training_come_from_the_averaged_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chainrule.dashboard.shown._image", lambda picture, caption: picture)
+    monkeypatch.setattr("chainrule.training.shown._image", lambda picture, caption: picture)
     tracker, average = Remembering(), EMAWeightAveraging(decay=0.99, use_buffers=False)
     after = Averages(average)
     module = DensityModule(
@@ -500,7 +503,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_id_stays_with_the_run_directory(tmp_path: Path) -> None:
-    from chainrule.dashboard import tracker
+    from chainrule.training import tracker
 
     first = tracker._id(tmp_path)
     assert len(first) == 8
@@ -511,7 +514,7 @@ def test_the_id_stays_with_the_run_directory(tmp_path: Path) -> None:
 def test_a_run_whose_first_part_waits_to_be_uploaded_stays_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from chainrule.dashboard import tracker
+    from chainrule.training import tracker
 
     monkeypatch.setattr(tracker, "logged_in", lambda: True)
     assert tracker._mode(tmp_path) == "online"

@@ -63,7 +63,9 @@ runs a sweep."""
 
 
 def train(cfg: DictConfig) -> float:
-    from chainrule import experiment, sweeps, tables  # noqa: PLC0415
+    from chainrule.reporting import tables  # noqa: PLC0415
+    from chainrule.training import sweep as sweeps  # noqa: PLC0415
+    from chainrule.training import train as experiment  # noqa: PLC0415
 
     job, record = HydraConfig.get(), None
     try:
@@ -78,9 +80,9 @@ def train(cfg: DictConfig) -> float:
 
 
 def evaluate(cfg: DictConfig) -> None:
-    from chainrule import experiment  # noqa: PLC0415
+    from chainrule.evaluation import scoring  # noqa: PLC0415
 
-    result = experiment.evaluate(cfg)
+    result = scoring.evaluate(cfg)
     _show(
         f"{result['data']} {result['split']}: {result['mean']:.3f} ± {result['stderr']:.3f} nats "
         f"({result['count']:,} images, sha256 {result['sha256'][:12]}…)"
@@ -88,19 +90,20 @@ def evaluate(cfg: DictConfig) -> None:
 
 
 def sample(cfg: DictConfig) -> None:
-    from chainrule import experiment  # noqa: PLC0415
+    from chainrule.evaluation import sampling  # noqa: PLC0415
 
-    _show(f"written: {experiment.sample(cfg)}")
+    _show(f"written: {sampling.sample(cfg)}")
 
 
 def complete(cfg: DictConfig) -> None:
-    from chainrule import experiment  # noqa: PLC0415
+    from chainrule.evaluation import sampling  # noqa: PLC0415
 
-    _show(f"written: {experiment.complete(cfg)}")
+    _show(f"written: {sampling.complete(cfg)}")
 
 
 def mix(cfg: DictConfig) -> None:
-    from chainrule import mixing, tables  # noqa: PLC0415
+    from chainrule.evaluation import mix as mixing  # noqa: PLC0415
+    from chainrule.reporting import tables  # noqa: PLC0415
 
     path, record = mixing.mix(cfg, list(HydraConfig.get().overrides.task))
     _show(tables.summary(tables.parse(record, path / "result.json")))
@@ -108,7 +111,7 @@ def mix(cfg: DictConfig) -> None:
 
 
 def certify(cfg: DictConfig) -> None:
-    from chainrule import certify as proving  # noqa: PLC0415
+    from chainrule.evaluation import certify as proving  # noqa: PLC0415
 
     certificate = proving.certify(cfg)
     _show(proving.table(certificate))
@@ -117,26 +120,26 @@ def certify(cfg: DictConfig) -> None:
 
 
 def compress(cfg: DictConfig) -> None:
-    from chainrule import archive  # noqa: PLC0415
+    from chainrule.evaluation import archive  # noqa: PLC0415
 
     _show(archive.table(archive.compress(cfg)))
 
 
 def decompress(cfg: DictConfig) -> None:
-    from chainrule import archive  # noqa: PLC0415
+    from chainrule.evaluation import archive  # noqa: PLC0415
 
     path, count = archive.decompress(cfg)
     _show(f"written: {path} ({count:,} images)")
 
 
 def tabulate(cfg: DictConfig) -> None:
-    from chainrule import tables  # noqa: PLC0415
+    from chainrule.reporting import tables  # noqa: PLC0415
 
     print(tables.tabulate(_runs(cfg), format=cfg.format, published=cfg.published, invalid=cfg.invalid))
 
 
 def report(cfg: DictConfig) -> None:
-    from chainrule.report import write_report  # noqa: PLC0415
+    from chainrule.reporting.report import write_report  # noqa: PLC0415
 
     _show(f"written: {write_report(_runs(cfg), out=cfg.out, bench=cfg.bench, published=cfg.published)}")
 
@@ -148,17 +151,17 @@ def _runs(cfg: DictConfig) -> str | list[str]:
 
 
 def compare(cfg: DictConfig) -> None:
-    from chainrule import compare as comparing  # noqa: PLC0415
+    from chainrule.evaluation import compare as comparing  # noqa: PLC0415
 
     differences = comparing.compare(_runs(cfg), resamples=cfg.resamples, level=cfg.level, seed=cfg.seed)
     print(comparing.table(differences, format=cfg.format))
 
 
 def search(cfg: DictConfig) -> None:
-    from chainrule import sweeps  # noqa: PLC0415
+    from chainrule.training import sweep as sweeps  # noqa: PLC0415
 
     sweeps.require("search")
-    from chainrule import search as searching  # noqa: PLC0415
+    from chainrule.training import search as searching  # noqa: PLC0415
 
     job = HydraConfig.get()
     words = searching.train_words(job.runtime.choices, job.overrides.task)
@@ -179,17 +182,17 @@ def bench(cfg: DictConfig) -> None:
 
 
 def claims(cfg: DictConfig) -> None:
-    from chainrule import claims as measuring  # noqa: PLC0415
+    from chainrule.reporting import claims as measuring  # noqa: PLC0415
 
     _runs(cfg)
     print(measuring.claims(cfg))
 
 
 def dashboard(cfg: DictConfig) -> None:
-    from chainrule import sweeps  # noqa: PLC0415
+    from chainrule.training import sweep as sweeps  # noqa: PLC0415
 
     sweeps.require("dashboard")
-    from chainrule.dashboard import workspace  # noqa: PLC0415
+    from chainrule.reporting import workspace  # noqa: PLC0415
 
     _show(f"workspace: {workspace.dashboard(cfg)}")
 
@@ -236,7 +239,7 @@ def main() -> None:
 
 
 def _train(words: list[str]) -> None:
-    from chainrule import sweeps  # noqa: PLC0415
+    from chainrule.training import sweep as sweeps  # noqa: PLC0415
 
     with sweeps.arranged(words, CONF) as (arranged, sweep):
         if sweep is None:

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from chainrule.bench.clock import Clock, spread
 from chainrule.bench.job import Job
-from chainrule.callbacks import csv_logger
-from chainrule.checkpoints import Savers, SealedFiles
 from chainrule.data.images import Batches
 from chainrule.density import AutoregressiveDensity
-from chainrule.module import DensityModule
 from chainrule.runs import RunDir
+from chainrule.training.callbacks import csv_logger
+from chainrule.training.checkpoints import Savers, SealedFiles
+from chainrule.training.module import DensityModule
 
 SCORE_BATCH = 1000
 VALIDATION = 5  # training images per validation image, as 50,000 to 10,000

@@ -65,7 +65,7 @@ def compiled_walks(*tensors: Tensor) -> ModuleType | None:
     """The other models' compiled walks, if they serve these uniforms and parameters."""
     if any(_obstacle("numba", x.device, x.dtype) for x in tensors):
         return None
-    return import_module("chainrule.kernels.walks_numba")
+    return import_module("chainrule.kernels.sampling_numba")
 
 
 class _Conditionals(torch.autograd.Function):

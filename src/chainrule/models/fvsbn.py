@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chainrule.causal import CausalLinear
 from chainrule.density import AutoregressiveDensity, at_least_0, gaussian, log_odds, positive
 from chainrule.kernels.nade import compiled_walks
-from chainrule.laplacian import Laplacian, edges
+from chainrule.nn.causal_linear import CausalLinear
+from chainrule.nn.roughness import Laplacian, edges
 
 
 class FVSBN(AutoregressiveDensity):

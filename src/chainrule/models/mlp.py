@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chainrule.causal import CausalLinear
 from chainrule.density import AutoregressiveDensity, at_least_0, gaussian, log_odds, positive
 from chainrule.kernels.nade import compiled_walks
+from chainrule.nn.causal_linear import CausalLinear
 
 
 class MLP(AutoregressiveDensity):

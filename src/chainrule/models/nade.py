@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from chainrule.density import AutoregressiveDensity, at_least_0, gaussian, log_odds, positive
 from chainrule.kernels import nade as kernels
-from chainrule.laplacian import Laplacian, edges
+from chainrule.nn.roughness import Laplacian, edges
 
 
 class NADE(AutoregressiveDensity):

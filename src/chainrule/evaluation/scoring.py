@@ -1,0 +1,104 @@
+"""The NLL of images under a density: the only batched scorer, and what is made of its numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from torch.nn import functional as F
+
+from chainrule import runs
+from chainrule.data import Images
+from chainrule.density import AutoregressiveDensity, BinaryDensity
+from chainrule.files import content_of, write_whole
+from chainrule.runs import RunDir
+from chainrule.runs.settings import check
+
+TRAIN_SUBSET = 10_000  # training images scored for the record: the first ones, as many as are in the test set
+SCORE_BATCH = 1000
+
+
+def evaluate(cfg: DictConfig) -> dict[str, Any]:
+    """The NLL of a run's selected model on a split of its own data, or of other data, recomputed.
+
+    Returns:
+        mean and standard error in nats, count, and the data's name and SHA-256.
+    """
+    check(cfg)
+    density, config = runs.load_model(cfg.run), runs.load_config(runs.open_run(cfg.run))
+    data = load_data(cfg, OmegaConf.select(cfg, "data") or config.data)
+    images = splits(data).get(cfg.split)
+    if images is None:
+        raise ValueError(f"split must be train, valid or test, got {cfg.split!r}")
+    if data.shape != density.shape:
+        raise ValueError(
+            f"the model was trained on {density.shape} images; {data.name} has {data.shape}: set data.side"
+        )
+    result = {"data": data.name, "split": cfg.split, "sha256": data.sha256[cfg.split]}
+    return result | statistics(nll_per_image(density, images))
+
+
+def load_data(cfg: DictConfig, data_cfg: DictConfig) -> Images:
+    paths = {"data_dir": cfg.paths.data_dir, "cache_dir": cfg.paths.cache_dir}  # of this machine, not of the run's
+    data = runs.instance(data_cfg, Images, **paths)  # type: ignore[type-abstract]
+    data.prepare_data()
+    data.setup("test")
+    return data
+
+
+def splits(data: Images) -> dict[str, Tensor]:
+    return {"train": data.train[:TRAIN_SUBSET], "valid": data.valid, "test": data.test}
+
+
+@torch.inference_mode()
+def nll_per_image(density: BinaryDensity, images: Tensor) -> np.ndarray:
+    """−log p(x) in nats of each image, (N,) float64; the model computes in its own precision."""
+    device = density.device
+    nats = [-density.log_prob(x.to(device)).double().cpu() for x in images.split(SCORE_BATCH)]
+    return torch.cat(nats).numpy()
+
+
+@torch.inference_mode()
+def nats_per_pixel(density: AutoregressiveDensity, images: Tensor) -> np.ndarray:
+    """The mean of −log p(pixel given what precedes it) over images, (n,) float64 nats, by pixel."""
+    total = torch.zeros(density.dim, dtype=torch.float64)
+    for x in images.split(SCORE_BATCH):
+        z = x.to(density.device, density.dtype)
+        total += -F.logsigmoid((2 * z - 1) * density(z)).double().sum(0).cpu()
+    return (total / len(images)).numpy()
+
+
+def save_test(run: RunDir, **nats: np.ndarray) -> None:
+    """Writes ``nll_test.npz``, in nats: ``nll`` of each test image (N,), its mean at each pixel, ``pixels`` (n,)."""
+    write_whole(run.nll_test, content_of(lambda file: np.savez_compressed(file, allow_pickle=False, **nats)))
+
+
+def statistics(nll: np.ndarray) -> dict[str, float | int]:
+    """Mean and standard error in nats: a float64 sum over all images, divided once by their count."""
+    count = len(nll)
+    stderr = float(nll.std(ddof=1)) / math.sqrt(count) if count > 1 else 0.0
+    return {"mean": float(nll.sum()) / count, "stderr": stderr, "count": count}
+
+
+def check_finite(scores: dict[str, np.ndarray]) -> None:
+    """Raises a ValueError where an image has probability 0, or a number went bad: there is no mean to record."""
+    for split, nll in scores.items():
+        if bad := int((~np.isfinite(nll)).sum()):
+            raise ValueError(
+                f"the NLL of {bad:,} of {len(nll):,} {split} images is not finite: the model gives them probability 0. "
+                "Set model.smoothing above 0 where the model has it, or lower optimizer.lr"
+            )
+
+
+def scored(density: BinaryDensity, data: Images, scores: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What the record of any density says of its scores: of each split, the NLL of every image."""
+    return {
+        "parameters": {"count": density.parameter_count, "effective": density.effective_parameter_count},
+        "data": {"name": data.name, "side": data.side, "n": density.dim, "sha256": data.sha256},
+        "nll": {split: statistics(nll) for split, nll in scores.items()},
+        "bits_per_pixel": float(scores["test"].mean()) / math.log(2) / density.dim,
+    }

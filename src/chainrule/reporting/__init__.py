@@ -1,0 +1,1 @@
+"""Tables, reports and dashboards from records."""

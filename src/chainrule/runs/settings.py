@@ -1,0 +1,65 @@
+"""What a configuration may say: ranges of numbers, choices, and the names of its model and data."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+# What a number in the configuration may be. Models and data check what is theirs.
+RANGES: dict[str, tuple[type, float, float]] = {
+    "seed": (int, 0, 2**32 - 1),
+    "samples": (int, 1, 10_000),
+    "optimizer.lr": (float, 1e-12, 100),
+    "optimizer.weight_decay": (float, 0, 100),
+    "optimizer.momentum": (float, 0, 0.9999),
+    "trainer.max_epochs": (int, 0, 1_000_000),
+    "trainer.devices": (int, 1, 64),
+    "trainer.gradient_clip_val": (float, 1e-12, 1e12),
+    "callbacks.ema.decay": (float, 0, 1),
+    "callbacks.early_stopping.patience": (int, 1, 1_000_000),
+    "logger.wandb.pictures": (int, 1, 1_000_000),
+    "search.trials": (int, 1, 1_000_000),
+    "search.seconds": (float, 1, 1e9),
+    "n": (int, 1, 1_000_000),
+    "draws": (int, 1, 1000),
+    "k": (int, 12, 20),
+    "keep": (float, 0, 1),
+}
+
+CHOICES = {"resume": ("auto", "never"), "trainer.accelerator": ("auto", "cpu", "cuda", "gpu")}
+
+
+def check(cfg: DictConfig) -> None:
+    """Looks at every number before anything costs time.
+
+    Raises:
+        ValueError: a number is mistyped or out of its range, or a mandatory value is missing.
+    """
+    missing = OmegaConf.missing_keys(cfg)
+    if missing:
+        raise ValueError(f"missing: {', '.join(sorted(missing))}. Give it as {min(missing)}=…")
+    for key, (kind, low, high) in RANGES.items():
+        value = OmegaConf.select(cfg, key)
+        number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+        if value is not None and not (number and low <= value <= high):
+            what = "a whole number" if kind is int else "a number"
+            raise ValueError(f"{key} must be {what} from {low:g} to {high:g}, got {value!r}")
+    for key, choices in CHOICES.items():
+        value = OmegaConf.select(cfg, key)
+        if value is not None and value not in choices:
+            raise ValueError(f"{key} must be {' or '.join(choices)}, got {value!r}")
+    threads, cores = torch.get_num_threads(), os.cpu_count() or 1
+    if threads > 8 * cores:
+        raise ValueError(f"{threads} threads are too many for {cores} cores: set OMP_NUM_THREADS={cores}, or less")
+
+
+def model_name(cfg: DictConfig) -> str:
+    """The file that the model's class lives in: chainrule.models.nade.NADE is ``nade``."""
+    return str(cfg.model._target_).split(".")[-2]
+
+
+def data_name(cfg: DictConfig) -> str:
+    """The name of the data's class: chainrule.data.Static is ``static``."""
+    return str(cfg.data._target_).split(".")[-1].lower()

@@ -1,0 +1,167 @@
+"""The one LightningModule, for every density: maximum likelihood by mini-batch gradients.
+
+Minimizing the mean NLL of the training images is minimizing KL(p_data ‖ p_θ), up to the entropy of the data.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
+
+from chainrule.density import AutoregressiveDensity
+from chainrule.training.ddp import sum_over_processes, weight
+
+CHECK_EVERY = 50  # steps after which losses and gradients are looked at
+
+
+class DensityModule(L.LightningModule):
+    """Trains a density; reports ``train/nll`` and ``val/nll`` in nats per image.
+
+    Args:
+        density: the model.
+        optimizer: parameters → optimizer.
+        scheduler: (optimizer, number of steps) → scheduler, stepped after every batch.
+        train_size: training images N; the loss is −(Σ log p(x) / B + log_prior / N).
+        seed: of what is random in training. What an epoch draws depends on it and on the epoch, on nothing else.
+    """
+
+    def __init__(
+        self,
+        density: AutoregressiveDensity,
+        *,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[[Optimizer, int], LRScheduler],
+        train_size: int,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.density = density
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.train_size = train_size
+        self.seed = seed
+        # float64 sums and counts, divided once: a short last batch weighs what it is worth.
+        # torchmetrics would otherwise leave images with a NaN out of the mean.
+        self.val_nll = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
+        self.images_per_second = 0.0
+        self.kernel: str | None = None
+
+    def on_fit_start(self) -> None:
+        # Asked here, where the parameters are on the device that they are trained on.
+        self.kernel = getattr(self.density, "backend", None)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        parameters = list(self.density.parameters())
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in parameters if p.ndim >= 2]},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},  # biases do not decay
+        ]
+        try:
+            optimizer = self.make_optimizer([group for group in groups if group["params"]])
+            scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        except TypeError as error:  # a word where a number should be
+            raise ValueError(f"optimizer or scheduler: {error}. Look at their values in conf/") from error
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_epoch_start(self) -> None:
+        torch.manual_seed(_mixed(self.seed, self.current_epoch, self.global_rank))
+        self._first = self.global_step
+        self._gradients: dict[int, Tensor] = {}
+        self._rates: dict[int, float] = {}
+        self._checked = 0
+        self._started, self._images = time.perf_counter(), 0
+        self._nats: list[Tensor] = []
+
+    def training_step(self, x: Tensor, batch_idx: int) -> Tensor:
+        nll = -self.density.log_prob(x).mean()
+        # Nobody reads the loss of a single step: keep it, and look at many at once.
+        self._images += len(x)
+        self._nats.append(nll.detach() * len(x))
+        return nll * weight(len(x), x.device) - self.density.log_prior() / self.train_size
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        step = len(self._nats) - 1
+        self._rates[step] = optimizer.param_groups[0]["lr"]
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:  # a scaler lives with infinities
+            # A sum is finite only when all of its terms are: one pass, whose result nobody waits for.
+            self._gradients[step] = torch.stack([p.grad.sum() for p in self.parameters() if p.grad is not None]).sum()
+
+    def on_train_batch_end(self, outputs: object, batch: Tensor, batch_idx: int) -> None:
+        if len(self._nats) - self._checked >= CHECK_EVERY:
+            self._check()
+
+    def on_train_epoch_end(self) -> None:
+        self._check()  # before the epoch's checkpoints are written
+        self._check_validation()
+        seconds = time.perf_counter() - self._started
+        nats = torch.stack(self._nats).double().sum()
+        nats, images = sum_over_processes(torch.stack([nats, nats.new_tensor(self._images)]))
+        self.images_per_second = float(images) / seconds
+        mean = nats / images
+        rate = cast(Optimizer, self.optimizers()).param_groups[0]["lr"]
+        self.log_dict(
+            {"train/nll": mean, "train/images_per_second": self.images_per_second, "lr": rate}, sync_dist=True
+        )
+
+    def _check(self) -> None:
+        """Looks at the steps since the last look.
+
+        Raises:
+            ValueError: a loss or a gradient is not finite.
+        """
+        losses = dict(enumerate(self._nats[self._checked :], self._checked))
+        bad = [(step, what) for what, values in (("NLL", losses), ("gradient", self._gradients))
+               for step in _not_finite(values)]  # fmt: skip
+        if bad:
+            step, what = min(bad, key=lambda found: found[0])
+            self._give_up(step, f"training {what}")
+        self._checked, self._gradients = len(self._nats), {}
+
+    def _check_validation(self) -> None:
+        """The last step of an epoch may be the one that ruins the weights: only validation sees that in time."""
+        nll = self.trainer.callback_metrics.get("val/nll")
+        if nll is not None and not bool(nll.isfinite()):
+            self._give_up(len(self._nats) - 1, "validation NLL")
+
+    def _give_up(self, step: int, what: str) -> None:
+        rate = self._rates.get(step, math.nan)
+        raise ValueError(
+            f"the {what} is not finite at step {self._first + step + 1}, in epoch {self.current_epoch}, with "
+            f"a learning rate of {rate:.3g}. Lower optimizer.lr, or set trainer.gradient_clip_val=1; the checkpoints "
+            "that are there are from before"
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["image_shape"] = list(self.density.shape)
+        checkpoint["images_per_second"], checkpoint["kernel"] = self.images_per_second, self.kernel
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.images_per_second = checkpoint["images_per_second"]
+
+    def validation_step(self, x: Tensor, batch_idx: int) -> None:
+        # Updated here and not at the epoch's end: Lightning's EMA weights are in place only during the steps.
+        self.val_nll.update(-self.density.log_prob(x).double())
+        self.log("val/nll", self.val_nll, prog_bar=True, on_epoch=True, on_step=False)
+
+
+def _mixed(*words: int) -> int:
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
+
+
+def _not_finite(values: dict[int, Tensor]) -> list[int]:
+    """The keys of scalars that are not finite."""
+    if not values:
+        return []
+    good = torch.stack(list(values.values())).isfinite().tolist()
+    return [key for key, finite in zip(values, good, strict=True) if not finite]
