@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -45,6 +46,21 @@ def write_whole(path: Path, content: bytes, *, previous: Path | None = None) -> 
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def read_small(path: Path, limit: int = 64 << 20) -> bytes:
+    """The content of a regular file of at most ``limit`` bytes; somebody else may have put it there.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is larger, or no regular file: a pipe would never end.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError(f"{path} is not a regular file")
+    if about.st_size > limit:
+        raise ValueError(f"{path} has {about.st_size:,} bytes; at most {limit:,} are read")
+    return path.read_bytes()
 
 
 def content_of(write: Callable[[BinaryIO], object]) -> bytes:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator, Mapping
+from fnmatch import translate
+from functools import cache
+from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 # What a number in the configuration may be. Models and data check what is theirs.
@@ -50,6 +54,8 @@ def check(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if value is not None and value not in choices:
             raise ValueError(f"{key} must be {' or '.join(choices)}, got {value!r}")
+    import torch  # noqa: PLC0415 (tables read settings without it)
+
     threads, cores = torch.get_num_threads(), os.cpu_count() or 1
     if threads > 8 * cores:
         raise ValueError(f"{threads} threads are too many for {cores} cores: set OMP_NUM_THREADS={cores}, or less")
@@ -63,3 +69,46 @@ def model_name(cfg: DictConfig) -> str:
 def data_name(cfg: DictConfig) -> str:
     """The name of the data's class: chainrule.data.Static is ``static``."""
     return str(cfg.data._target_).split(".")[-1].lower()
+
+
+# Configuration that changes where, how loudly or how fast a number is computed, but not the number.
+IGNORED = (
+    "seed", "name", "*run_name", "*run_dir", "tags", "notes", "experiment", "samples", "resume", "paths.*", "hydra.*",
+    "logger", "logger.*", "trainer.logger*", "trainer.enable_*", "trainer.default_root_dir", "trainer.profiler",
+    "trainer.log_every_n_steps", "callbacks.*checkpoint*", "callbacks.*progress*", "callbacks.*summary*",
+    "callbacks.*images*", "callbacks.*samples*", "callbacks.*completion*", "callbacks.*learning_rate*", "model",
+    "model.kernel", "model.block", "data", "data.name", "data.side", "*_dir", "*.root", "*.download", "*.fused",
+    "*.num_workers", "*.verbose", "*._partial_", "*._convert_", "*._recursive_",
+)  # fmt: skip
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, object]:
+    """The configuration flattened to dotted keys, without what does not change the number.
+
+    A ``_target_`` becomes the value of its parent: ``optimizer: AdamW``, ``optimizer.lr: 0.001``. Of the
+    ``members`` of a mixture, their number remains. Seeds that follow the run's own, as ``data.seed`` does, are no
+    setting.
+    """
+    found = {key: value for key, value in _flatten(config) if not _ignored(key)}
+    follow = {key for key, value in found.items() if key.endswith(".seed") and value == config.get("seed")}
+    return {key: _counted(key, value) for key, value in found.items() if key not in follow}
+
+
+def _counted(key: str, value: object) -> object:
+    return len(value) if key == "members" and isinstance(value, list) else value
+
+
+@cache
+def _ignored(key: str) -> bool:
+    return re.match("|".join(map(translate, IGNORED)), key) is not None
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        if name == "_target_" and prefix:
+            yield prefix[:-1], str(value).rpartition(".")[2]
+        elif isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{key}.")
+        else:
+            yield key, value or None if isinstance(value, Mapping) else value
