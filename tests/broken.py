@@ -40,7 +40,7 @@ class DoubleSigmoidInWalk(NADE):
             logits = steps.send(z_t) if t + 1 < self.dim else logits
 
     def draw(self, u: Tensor) -> Tensor:
-        return super(NADE, self).draw(u)
+        return self.draw_sequentially(u)
 
 
 class DoubleSigmoidInDraw(FVSBN):

@@ -55,6 +55,27 @@ def permutation(order: str | Sequence[int], shape: tuple[int, int]) -> Tensor:
     raise ValueError(f"unknown order {order!r}: choose one of {', '.join(ORDERS)}, such as random-7")
 
 
+def grid_order(order: Tensor, shape: tuple[int, int]) -> str | None:
+    """The name of a permutation (n,) among :data:`GRID_ORDERS`; None: it is none of them."""
+    return next((name for name in GRID_ORDERS if torch.equal(order, permutation(name, shape))), None)
+
+
+def several(orders: str | int | Sequence[str], shape: tuple[int, int]) -> list[str]:
+    """Names of K orders: ``grid`` (the eight grid orders), a number K (``random-0`` to ``random-(K−1)``), or names.
+
+    Raises:
+        ValueError: they are anything else, or fewer than two, or the same twice.
+    """
+    if orders == "grid":
+        return list(GRID_ORDERS)
+    names = [f"random-{seed}" for seed in range(orders)] if isinstance(orders, int) else orders
+    if isinstance(names, str) or len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(f"orders must be grid, a number of at least 2, or a list of two or more names, got {orders!r}")
+    for name in names:
+        permutation(name, shape)
+    return list(names)
+
+
 def _spiral(grid: Tensor) -> Tensor:
     rings = []
     while grid.numel():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chainrule.density import AutoregressiveDensity, at_least_0, gaussian, log_odds, positive
+from chainrule.density import AutoregressiveDensity, at_least_0, log_odds, positive
 from chainrule.kernels.nade import compiled_walks
 from chainrule.nn.causal_linear import CausalLinear
 from chainrule.nn.roughness import Laplacian, edges
@@ -28,25 +29,24 @@ class FVSBN(AutoregressiveDensity):
     Args:
         shape: (height, width).
         order: see :func:`chainrule.orders.permutation`.
-        l2: precision of a Gaussian prior on the α but α₀; 0 is plain maximum likelihood.
         smoothness: of a Gaussian prior on how α changes over the image, see :meth:`neighbours`.
         input_dropout: in training, the probability with which each input is off; a kept one counts 1/(1 − it).
             What is to be predicted stays. Everywhere else the model is exact.
         block: steps computed together; changes the speed, not the model.
     """
 
+    small: ClassVar = {"block": 4}
+
     def __init__(
         self,
         *,
         shape: Sequence[int],
         order: str | Sequence[int] = "raster",
-        l2: float = 0.0,
         smoothness: float = 0.0,
         input_dropout: float = 0.0,
         block: int = 112,
     ) -> None:
         super().__init__(shape=shape, order=order)
-        self.l2 = at_least_0("model.l2", l2)
         self.smoothness = at_least_0("model.smoothness", smoothness)
         self.input_dropout = at_least_0("model.input_dropout", input_dropout, below=1)
         self.alpha0 = nn.Parameter(torch.zeros(self.dim))
@@ -58,7 +58,7 @@ class FVSBN(AutoregressiveDensity):
         return self.alpha0 + weighted.squeeze(2)
 
     def log_prior(self) -> Tensor:
-        prior = gaussian(self.alpha.parameters(), self.l2) if self.l2 else super().log_prior()
+        prior = super().log_prior()
         if self.roughness:
             alpha = torch.cat([w.flatten() for w in self.alpha.parameters()])
             prior = prior - self.smoothness * self.roughness(alpha[:, None])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chainrule.density import AutoregressiveDensity, at_least_0, gaussian, log_odds, positive
+from chainrule.density import AutoregressiveDensity, at_least_0, log_odds, positive
 from chainrule.kernels.nade import compiled_walks
 from chainrule.nn.causal_linear import CausalLinear
 
@@ -31,12 +32,13 @@ class MLP(AutoregressiveDensity):
         shape: (height, width).
         hidden: d, the hidden units of each pixel's network.
         order: see :func:`chainrule.orders.permutation`.
-        l2: precision of a Gaussian prior on A and α; 0 is plain maximum likelihood.
         input_dropout: in training, the probability with which each input is off; a kept one counts 1/(1 − it).
             What is to be predicted stays. Everywhere else the model is exact.
         block: steps computed together; changes the speed, not the model.
         init_scale: standard deviation of the initial weights.
     """
+
+    small: ClassVar = {"hidden": 5, "block": 4}
 
     def __init__(
         self,
@@ -44,13 +46,11 @@ class MLP(AutoregressiveDensity):
         shape: Sequence[int],
         hidden: int = 16,
         order: str | Sequence[int] = "raster",
-        l2: float = 0.0,
         input_dropout: float = 0.0,
         block: int = 28,
         init_scale: float = 0.05,
     ) -> None:
         super().__init__(shape=shape, order=order)
-        self.l2 = at_least_0("model.l2", l2)
         self.input_dropout = at_least_0("model.input_dropout", input_dropout, below=1)
         n, d = self.dim, positive("model.hidden", hidden, most=1_000)
         at_least_0("model.init_scale", init_scale)
@@ -62,9 +62,6 @@ class MLP(AutoregressiveDensity):
     def conditionals(self, z: Tensor) -> Tensor:
         h = torch.sigmoid(self.A(F.dropout(z, self.input_dropout, self.training)) + self.c)
         return (self.alpha * h).sum(2) + self.b
-
-    def log_prior(self) -> Tensor:
-        return gaussian([*self.A.parameters(), self.alpha], self.l2) if self.l2 else super().log_prior()
 
     @torch.no_grad()
     def walk(self, batch: int) -> Generator[Tensor, Tensor, None]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chainrule.density import AutoregressiveDensity, at_least_0, gaussian, log_odds, positive
+from chainrule.density import AutoregressiveDensity, at_least_0, log_odds, positive
 from chainrule.kernels import nade as kernels
 from chainrule.nn.roughness import Laplacian, edges
 
@@ -32,7 +33,6 @@ class NADE(AutoregressiveDensity):
         shape: (height, width).
         hidden: d, the hidden units.
         order: see :func:`chainrule.orders.permutation`.
-        l2: precision of a Gaussian prior on W and V; 0 is plain maximum likelihood.
         smoothness: of a Gaussian prior on how W and V change over the image, see :meth:`neighbours`.
         input_dropout: in training, the probability with which each input is off; a kept one counts 1/(1 − it).
             What is to be predicted stays. Everywhere else the model is exact.
@@ -40,20 +40,20 @@ class NADE(AutoregressiveDensity):
         init_scale: standard deviation of the initial W and V.
     """
 
+    small: ClassVar = {"hidden": 5}
+
     def __init__(
         self,
         *,
         shape: Sequence[int],
         hidden: int = 500,
         order: str | Sequence[int] = "raster",
-        l2: float = 0.0,
         smoothness: float = 0.0,
         input_dropout: float = 0.0,
         kernel: str = "auto",
         init_scale: float = 0.01,
     ) -> None:
         super().__init__(shape=shape, order=order)
-        self.l2 = at_least_0("model.l2", l2)
         self.smoothness = at_least_0("model.smoothness", smoothness)
         self.input_dropout = at_least_0("model.input_dropout", input_dropout, below=1)
         self.kernel = kernels.check(kernel)
@@ -82,7 +82,7 @@ class NADE(AutoregressiveDensity):
         return kernels.conditionals(z, W, self.c, self.V, self.b, kernel=self.kernel)
 
     def log_prior(self) -> Tensor:
-        prior = gaussian([self.W, self.V], self.l2) if self.l2 else super().log_prior()
+        prior = super().log_prior()
         if self.roughness:
             prior = prior - self.smoothness * (self.roughness(self.W) + self.roughness(self.V))
         return prior

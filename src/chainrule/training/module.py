@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
-from chainrule.density import AutoregressiveDensity
+from chainrule.density import BinaryDensity
 from chainrule.training.ddp import sum_over_processes, weight
 
 CHECK_EVERY = 50  # steps after which losses and gradients are looked at
@@ -38,7 +38,7 @@ class DensityModule(L.LightningModule):
 
     def __init__(
         self,
-        density: AutoregressiveDensity,
+        density: BinaryDensity,
         *,
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[[Optimizer, int], LRScheduler],
@@ -59,7 +59,7 @@ class DensityModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         # Asked here, where the parameters are on the device that they are trained on.
-        self.kernel = getattr(self.density, "backend", None)
+        self.kernel = self.density.backend
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         parameters = list(self.density.parameters())
@@ -84,7 +84,7 @@ class DensityModule(L.LightningModule):
         self._nats: list[Tensor] = []
 
     def training_step(self, x: Tensor, batch_idx: int) -> Tensor:
-        nll = -self.density.log_prob(x).mean()
+        nll = self.density.loss(x).mean()
         # Nobody reads the loss of a single step: keep it, and look at many at once.
         self._images += len(x)
         self._nats.append(nll.detach() * len(x))

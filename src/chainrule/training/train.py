@@ -131,7 +131,7 @@ def _build(cfg: DictConfig) -> tuple[Images, AutoregressiveDensity]:
     density: AutoregressiveDensity = instantiate(cfg.model, shape=data.shape, _convert_="all")
     data.prepare_data()
     data.setup("fit")
-    density.initialize(data.train[:, density.order])
+    density.prepare(data.train)
     return data, density
 
 
