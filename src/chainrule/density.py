@@ -123,6 +123,7 @@ class AutoregressiveDensity(BinaryDensity):
     # What a class says of itself.
     orders: ClassVar[tuple[str, ...]] = ORDERS  # those that make sense: all, or the eight GRID_ORDERS
     sees_all: ClassVar[bool] = True  # each logit depends on every earlier pixel; False: the field may be finite
+    any_order: ClassVar[bool] = False  # trained in random orders, so that each is as good a model as another
     growth: ClassVar[str | None] = None  # of the parameters with n pixels and d units, such as "nd"
     small: ClassVar[dict[str, Any]] = {}  # arguments that make it small enough for exhaustive tests
 
