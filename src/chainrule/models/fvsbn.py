@@ -35,6 +35,7 @@ class FVSBN(AutoregressiveDensity):
         block: steps computed together; changes the speed, not the model.
     """
 
+    growth: ClassVar = "n²"
     small: ClassVar = {"block": 4}
 
     def __init__(

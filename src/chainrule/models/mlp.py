@@ -38,6 +38,7 @@ class MLP(AutoregressiveDensity):
         init_scale: standard deviation of the initial weights.
     """
 
+    growth: ClassVar = "n²d"
     small: ClassVar = {"hidden": 5, "block": 4}
 
     def __init__(

@@ -40,6 +40,7 @@ class NADE(AutoregressiveDensity):
         init_scale: standard deviation of the initial W and V.
     """
 
+    growth: ClassVar = "nd"
     small: ClassVar = {"hidden": 5}
 
     def __init__(

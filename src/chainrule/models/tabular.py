@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,8 @@ class Tabular(AutoregressiveDensity):
         smoothing: λ, pseudo-counts of ones and of zeros; 0 is plain maximum likelihood.
         closed_form: start at the maximum (with ``trainer.max_epochs=0``, stay there).
     """
+
+    growth: ClassVar = "2ⁿ"
 
     def __init__(
         self,
