@@ -115,6 +115,7 @@ class AutoregressiveDensity(BinaryDensity):
     Args:
         shape: (height, width) of the images; n = height · width.
         order: a name or a permutation, see :func:`chainrule.orders.permutation`.
+        patch: above 1, chain order goes through the grid patch by patch: step k·patch² + i is pixel i of patch k.
 
     Raises:
         ValueError: the order is none, or none of those that make sense for this class.
@@ -129,30 +130,39 @@ class AutoregressiveDensity(BinaryDensity):
 
     order: Tensor
 
-    def __init__(self, *, shape: Sequence[int], order: str | Sequence[int] = "raster") -> None:
+    def __init__(self, *, shape: Sequence[int], order: str | Sequence[int] = "raster", patch: int = 1) -> None:
         super().__init__(shape=shape)
+        self.patch = patch
         self.register_buffer("order", self.checked(order))
 
     @final
     def checked(self, order: str | Sequence[int] | Tensor) -> Tensor:
         """The permutation of an order, if it makes sense for this class."""
-        chosen = order.cpu() if isinstance(order, Tensor) else permutation(order, self.shape)
-        if self.orders != ORDERS and grid_order(chosen, self.shape) not in self.orders:
+        chosen = order.cpu() if isinstance(order, Tensor) else permutation(order, self.shape, self.patch)
+        if self.orders != ORDERS and grid_order(chosen, self.shape, self.patch) is None:
             raise ValueError(f"model.order must be one of {', '.join(self.orders)} for this model, got {order!r}")
         return chosen
 
     @property
+    def grid_order(self) -> str:
+        """The name of the order among :data:`chainrule.orders.GRID_ORDERS`.
+
+        Raises:
+            ValueError: it is none of them.
+        """
+        if (name := grid_order(self.order.cpu(), self.shape, self.patch)) is None:
+            raise ValueError("only the eight grid orders (raster and transposed, and their flips) make a grid")
+        return name
+
+    @property
     def grid(self) -> tuple[int, int]:
-        """(rows, columns) of the images in chain order: step t is row t // columns, column t % columns.
+        """(rows, columns) of the images as the order walks through them: transposed, columns are rows.
 
         Raises:
             ValueError: the order is none of :data:`chainrule.orders.GRID_ORDERS`.
         """
-        name = grid_order(self.order.cpu(), self.shape)
-        if name is None:
-            raise ValueError("only the eight grid orders (raster and transposed, and their flips) make a grid")
         height, width = self.shape
-        return (width, height) if name.startswith("transposed") else (height, width)
+        return (width, height) if self.grid_order.startswith("transposed") else (height, width)
 
     @final
     def reordered(self, order: str | Sequence[int] | Tensor) -> Self:

@@ -16,7 +16,7 @@ GRID_ORDERS = tuple(base + flip for base in ("raster", "transposed") for flip in
 ORDERS = (*GRID_ORDERS, "spiral", "random-SEED")
 
 
-def permutation(order: str | Sequence[int], shape: tuple[int, int]) -> Tensor:
+def permutation(order: str | Sequence[int], shape: tuple[int, int], patch: int = 1) -> Tensor:
     """The permutation named by ``order``, or ``order`` itself, checked.
 
     Args:
@@ -25,12 +25,13 @@ def permutation(order: str | Sequence[int], shape: tuple[int, int]) -> Tensor:
             top left corner clockwise inwards); ``random-SEED`` (``random`` is ``random-0``); or
             the pixels themselves, each once.
         shape: (height, width) of the image.
+        patch: above 1, a grid order visits the image patch by patch, each of patch × patch pixels row by row.
 
     Returns:
         int64 tensor of shape (height · width,).
 
     Raises:
-        ValueError: the name is unknown, or the numbers are no permutation.
+        ValueError: the name is unknown, the numbers are no permutation, or the image cannot be cut into patches.
     """
     height, width = shape
     n = height * width
@@ -46,7 +47,9 @@ def permutation(order: str | Sequence[int], shape: tuple[int, int]) -> Tensor:
     base, _, flip = order.partition("_")
     if base in ("raster", "transposed") and (flip := order.removeprefix(base)) in FLIPS:
         grid = grid.flip(FLIPS[flip])
-        return (grid if base == "raster" else grid.T).reshape(-1)
+        return _patches(grid if base == "raster" else grid.T, patch)
+    if patch > 1:
+        raise ValueError(f"model.order must be one of {', '.join(GRID_ORDERS)} where model.patch > 1, got {order!r}")
     if order == "spiral":
         return _spiral(grid)
     base, _, seed = order.partition("-")
@@ -55,9 +58,9 @@ def permutation(order: str | Sequence[int], shape: tuple[int, int]) -> Tensor:
     raise ValueError(f"unknown order {order!r}: choose one of {', '.join(ORDERS)}, such as random-7")
 
 
-def grid_order(order: Tensor, shape: tuple[int, int]) -> str | None:
+def grid_order(order: Tensor, shape: tuple[int, int], patch: int = 1) -> str | None:
     """The name of a permutation (n,) among :data:`GRID_ORDERS`; None: it is none of them."""
-    return next((name for name in GRID_ORDERS if torch.equal(order, permutation(name, shape))), None)
+    return next((name for name in GRID_ORDERS if torch.equal(order, permutation(name, shape, patch))), None)
 
 
 def several(orders: str | int | Sequence[str], shape: tuple[int, int]) -> list[str]:
@@ -74,6 +77,15 @@ def several(orders: str | int | Sequence[str], shape: tuple[int, int]) -> list[s
     for name in names:
         permutation(name, shape)
     return list(names)
+
+
+def _patches(grid: Tensor, patch: int) -> Tensor:
+    height, width = grid.shape
+    if height % patch or width % patch:
+        raise ValueError(
+            f"images of {height}×{width} pixels cannot be cut into patches of {patch}×{patch}: model.patch=1"
+        )
+    return grid.reshape(height // patch, patch, width // patch, patch).transpose(1, 2).reshape(-1)
 
 
 def _spiral(grid: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chainrule.density import AutoregressiveDensity, at_least_0
+from chainrule.nn.truth_table import contexts
 
 LIMIT = 20  # pixels; a million parameters
 CERTAIN = 30.0  # the logit of a bit that never (always) was on: σ(−30) is about 10⁻¹³
@@ -60,10 +61,7 @@ class Tabular(AutoregressiveDensity):
 
     def contexts(self, z: Tensor) -> Tensor:
         """Where each step's context stands in the table: (B, n) bits → (B, n) indices."""
-        t = torch.arange(self.dim, device=z.device)
-        bits = z.long() << (self.dim - 1 - t)
-        prefix = (bits.cumsum(1) - bits) >> (self.dim - t)  # x_1 … x_{t−1} as a number
-        return prefix + (1 << t) - 1
+        return contexts(z)
 
     def conditionals(self, z: Tensor) -> Tensor:
         return self.theta[self.contexts(z)]
