@@ -20,6 +20,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -388,25 +389,23 @@ def test_a_full_disk_leaves_no_torn_samples(fvsbn: Recipe, tmp_path: Path) -> No
 
 def poison(step: int, what: str) -> None:
     """Makes the loss or a gradient of one step, counted from 1, not finite."""
+    from chainrule.training.callbacks import StopOnNonFinite
     from chainrule.training.module import DensityModule
 
-    loss, update = DensityModule.training_step, DensityModule.on_before_optimizer_step
+    loss, update = DensityModule.training_step, StopOnNonFinite.on_before_optimizer_step
 
     def bad_loss(self: DensityModule, x: torch.Tensor, batch_idx: int) -> torch.Tensor:
-        result = loss(self, x, batch_idx)
-        if self.global_step + 1 == step:
-            self._nats[-1] = self._nats[-1] * float("inf")
-        return result
+        return loss(self, x, batch_idx) * (torch.inf if self.global_step + 1 == step else 1)
 
-    def bad_gradient(self: DensityModule, optimizer: torch.optim.Optimizer) -> None:
-        if self.global_step + 1 == step:
-            next(p for p in self.parameters() if p.grad is not None).grad.view(-1)[0] = float("nan")
-        update(self, optimizer)
+    def bad_gradient(self: StopOnNonFinite, trainer: L.Trainer, module: DensityModule, optimizer: object) -> None:
+        if module.global_step + 1 == step:
+            next(p for p in module.parameters() if p.grad is not None).grad.view(-1)[0] = torch.nan
+        update(self, trainer, module, optimizer)
 
     if what == "NLL":
         DensityModule.training_step = bad_loss  # type: ignore[method-assign]
     else:
-        DensityModule.on_before_optimizer_step = bad_gradient  # type: ignore[method-assign]
+        StopOnNonFinite.on_before_optimizer_step = bad_gradient  # type: ignore[method-assign]
 
 
 def poison_weights(step: int) -> None:

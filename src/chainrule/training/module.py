@@ -5,7 +5,6 @@ Minimizing the mean NLL of the training images is minimizing KL(p_data ‖ p_θ)
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any, cast
@@ -21,8 +20,6 @@ from torchmetrics import MeanMetric
 
 from chainrule.density import BinaryDensity
 from chainrule.training.ddp import sum_over_processes, weight
-
-CHECK_EVERY = 50  # steps after which losses and gradients are looked at
 
 
 class DensityModule(L.LightningModule):
@@ -76,10 +73,6 @@ class DensityModule(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         torch.manual_seed(_mixed(self.seed, self.current_epoch, self.global_rank))
-        self._first = self.global_step
-        self._gradients: dict[int, Tensor] = {}
-        self._rates: dict[int, float] = {}
-        self._checked = 0
         self._started, self._images = time.perf_counter(), 0
         self._nats: list[Tensor] = []
 
@@ -90,20 +83,7 @@ class DensityModule(L.LightningModule):
         self._nats.append(nll.detach() * len(x))
         return nll * weight(len(x), x.device) - self.density.log_prior() / self.train_size
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        step = len(self._nats) - 1
-        self._rates[step] = optimizer.param_groups[0]["lr"]
-        if getattr(self.trainer.precision_plugin, "scaler", None) is None:  # a scaler lives with infinities
-            # A sum is finite only when all of its terms are: one pass, whose result nobody waits for.
-            self._gradients[step] = torch.stack([p.grad.sum() for p in self.parameters() if p.grad is not None]).sum()
-
-    def on_train_batch_end(self, outputs: object, batch: Tensor, batch_idx: int) -> None:
-        if len(self._nats) - self._checked >= CHECK_EVERY:
-            self._check()
-
     def on_train_epoch_end(self) -> None:
-        self._check()  # before the epoch's checkpoints are written
-        self._check_validation()
         seconds = time.perf_counter() - self._started
         nats = torch.stack(self._nats).double().sum()
         nats, images = sum_over_processes(torch.stack([nats, nats.new_tensor(self._images)]))
@@ -112,34 +92,6 @@ class DensityModule(L.LightningModule):
         rate = cast(Optimizer, self.optimizers()).param_groups[0]["lr"]
         self.log_dict(
             {"train/nll": mean, "train/images_per_second": self.images_per_second, "lr": rate}, sync_dist=True
-        )
-
-    def _check(self) -> None:
-        """Looks at the steps since the last look.
-
-        Raises:
-            ValueError: a loss or a gradient is not finite.
-        """
-        losses = dict(enumerate(self._nats[self._checked :], self._checked))
-        bad = [(step, what) for what, values in (("NLL", losses), ("gradient", self._gradients))
-               for step in _not_finite(values)]  # fmt: skip
-        if bad:
-            step, what = min(bad, key=lambda found: found[0])
-            self._give_up(step, f"training {what}")
-        self._checked, self._gradients = len(self._nats), {}
-
-    def _check_validation(self) -> None:
-        """The last step of an epoch may be the one that ruins the weights: only validation sees that in time."""
-        nll = self.trainer.callback_metrics.get("val/nll")
-        if nll is not None and not bool(nll.isfinite()):
-            self._give_up(len(self._nats) - 1, "validation NLL")
-
-    def _give_up(self, step: int, what: str) -> None:
-        rate = self._rates.get(step, math.nan)
-        raise ValueError(
-            f"the {what} is not finite at step {self._first + step + 1}, in epoch {self.current_epoch}, with "
-            f"a learning rate of {rate:.3g}. Lower optimizer.lr, or set trainer.gradient_clip_val=1; the checkpoints "
-            "that are there are from before"
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -157,11 +109,3 @@ class DensityModule(L.LightningModule):
 
 def _mixed(*words: int) -> int:
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
-
-
-def _not_finite(values: dict[int, Tensor]) -> list[int]:
-    """The keys of scalars that are not finite."""
-    if not values:
-        return []
-    good = torch.stack(list(values.values())).isfinite().tolist()
-    return [key for key, finite in zip(values, good, strict=True) if not finite]

@@ -29,7 +29,7 @@ from chainrule.files import remove_parts
 from chainrule.reporting import tables
 from chainrule.runs import RunDir
 from chainrule.runs.settings import check, data_name, model_name
-from chainrule.training.callbacks import EpochLines, ProgressBar
+from chainrule.training.callbacks import EpochLines, ProgressBar, StopOnNonFinite
 from chainrule.training.checkpoints import PREVIOUS, Progress, Savers, SealedFiles, progress, restore_metrics, resumable
 from chainrule.training.ddp import Child, parent_of
 from chainrule.training.module import DensityModule
@@ -146,7 +146,7 @@ def _module(cfg: DictConfig, density: AutoregressiveDensity, data: Images) -> De
 
 
 def _trainer(cfg: DictConfig, run: RunDir, callbacks: Sequence[Callback]) -> L.Trainer:
-    chosen = [*_callbacks(cfg), *callbacks, Child()]
+    chosen = [*_callbacks(cfg), StopOnNonFinite(), *callbacks, Child()]
     make_trainer: Callable[..., L.Trainer] = instantiate(cfg.trainer, _partial_=True, _convert_="all")
     try:
         return make_trainer(
