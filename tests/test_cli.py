@@ -20,7 +20,7 @@ from zoo import MODELS, ROOT
 import chainrule
 from chainrule import cli
 from chainrule.reporting import tables
-from chainrule.runs import read_checkpoint
+from chainrule.runs.load import read_checkpoint
 
 TOY = ["data=toy", "logger=csv", "trainer.enable_progress_bar=false"]
 ENTROPY = np.log(14)  # of bars and stripes, 3×3
@@ -64,7 +64,7 @@ def test_a_run_directory_is_complete(trained: Path) -> None:
     names = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
     assert names == {
         "config.yaml", "train.log", "metrics.csv", "samples.png", "completions.png", "nll_test.npz", "result.json",
-        "checkpoints/best.ckpt", "checkpoints/last.ckpt",
+        "checkpoints/best.ckpt", "checkpoints/last.ckpt", ".lock",
     }  # fmt: skip
 
 

@@ -21,10 +21,11 @@ import torch
 import yaml
 from commands import finish
 
-from chainrule import cli, runs
+from chainrule import cli
 from chainrule.data import sources
 from chainrule.data.sources import File
 from chainrule.models.fvsbn import FVSBN
+from chainrule.runs import provenance
 
 TOY = ["data=toy", "logger=none", "trainer.enable_progress_bar=false", "trainer.max_epochs=1", "samples=1"]
 LEFT = {"train.log", "failure.txt", "config.yaml"}  # what a run that failed may leave
@@ -298,7 +299,7 @@ def test_too_many_threads(tmp_path: Path) -> None:
 
 
 def one_library_too_few() -> None:
-    runs.LIBRARIES = (*runs.LIBRARIES, "no-such-library")
+    provenance.LIBRARIES = (*provenance.LIBRARIES, "no-such-library")
 
 
 def test_a_missing_library_is_told_before_anything_is_trained(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from zoo import ROOT, build, every_image
 from chainrule.data import Toy
 from chainrule.evaluation.images import save_completions, save_grid
 from chainrule.evaluation.scoring import nll_per_image, statistics
-from chainrule.runs import write_json
+from chainrule.runs.record import write_json
 from chainrule.training import callbacks, schedules
 from chainrule.training.module import DensityModule
 

@@ -21,7 +21,8 @@ from faults import importable
 from hydra import compose, initialize_config_dir
 from zoo import ROOT
 
-from chainrule import cli, runs
+from chainrule import cli
+from chainrule.runs import fingerprint as runs
 from chainrule.training import sweep as sweeps
 
 TOY = ["data=toy", "model=fvsbn", "logger=none", "trainer.enable_progress_bar=false", "samples=4"]

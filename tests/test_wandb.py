@@ -27,10 +27,10 @@ from wandb_file import Log, items, parts, read
 from wandb_server import Server
 from zoo import ROOT, build
 
-from chainrule import runs
 from chainrule.data import Toy
 from chainrule.evaluation import images as pictures
 from chainrule.reporting import workspace
+from chainrule.runs import settings
 from chainrule.training import checkpoints, login, schedules
 from chainrule.training import sweep as sweeps
 from chainrule.training.module import DensityModule
@@ -527,4 +527,4 @@ def test_a_run_whose_first_part_waits_to_be_uploaded_stays_offline(
 
 def test_private_paths_are_not_sent(logged: Log) -> None:
     assert not {"paths", "hydra"} & items(logged.run.config.update).keys()
-    assert "data_dir" not in runs.public_config(OmegaConf.create({"data": {"data_dir": "/home"}}))["data"]
+    assert "data_dir" not in settings.public_config(OmegaConf.create({"data": {"data_dir": "/home"}}))["data"]

@@ -75,8 +75,8 @@ def train(cfg: DictConfig) -> float:
         sweeps.finish_wandb(failed=record is None)
     if record is None:
         return math.nan
-    _show(tables.summary(tables.parse(record)))
-    return float(record["nll"]["valid"]["mean"])
+    _show(tables.summary(tables.read_record(record.path)))
+    return record.nll["valid"].mean
 
 
 def evaluate(cfg: DictConfig) -> None:
@@ -105,8 +105,8 @@ def mix(cfg: DictConfig) -> None:
     from chainrule.evaluation import mix as mixing  # noqa: PLC0415
     from chainrule.reporting import tables  # noqa: PLC0415
 
-    path, record = mixing.mix(cfg, list(HydraConfig.get().overrides.task))
-    _show(tables.summary(tables.parse(record, path / "result.json")))
+    path, _ = mixing.mix(cfg, list(HydraConfig.get().overrides.task))
+    _show(tables.summary(tables.read_record(path)))
     _show(f"written: {path}")
 
 

@@ -20,7 +20,7 @@ from chainrule.bench.clock import Clock, spread
 from chainrule.bench.job import Job
 from chainrule.data.images import Batches
 from chainrule.density import AutoregressiveDensity
-from chainrule.runs import RunDir
+from chainrule.runs.directory import RunDir
 from chainrule.training.callbacks import csv_logger
 from chainrule.training.checkpoints import Savers, SealedFiles
 from chainrule.training.module import DensityModule

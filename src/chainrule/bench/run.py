@@ -11,13 +11,17 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from chainrule import runs
 from chainrule.bench import growth, machine, memory, overhead, speed
 from chainrule.bench.clock import Clock, Spread, spread
 from chainrule.bench.job import Job, job
 from chainrule.bench.plot import save_plot
 from chainrule.bench.targets import judged
 from chainrule.bench.work import Ceiling, ceiling
+from chainrule.runs.load import device_named
+from chainrule.runs.provenance import provenance
+from chainrule.runs.record import write_json
+from chainrule.runs.settings import public_config, public_words
+from chainrule.validate import number
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +43,9 @@ def check(cfg: DictConfig) -> None:
     Raises:
         ValueError: a number is mistyped or too small, a model is unknown, or there is no such device.
     """
-    runs.device_named(cfg.device)
+    device_named(cfg.device)
     for key, (kind, least) in LEAST.items():
-        value = cfg[key]
-        number = isinstance(value, (int, kind)) and not isinstance(value, bool)
-        if not (number and value >= least):
-            what = "a whole number" if kind is int else "a number"
-            raise ValueError(f"{key} must be {what} of at least {least:g}, got {value!r}")
+        number(key, cfg[key], kind, least)
     for model in cfg.models:
         if model not in cfg.zoo or not cfg.sizes.get(model):
             known = ", ".join(key for key in cfg.zoo if cfg.sizes.get(key))
@@ -61,14 +61,14 @@ def run(cfg: DictConfig, run_dir: str | Path, overrides: Sequence[str] = ()) -> 
     check(cfg)
     started, out = time.perf_counter(), Path(run_dir)
     out.mkdir(parents=True, exist_ok=True)
-    record = {"schema": SCHEMA, **runs.provenance()} | _measured(cfg) | {
+    record = {"schema": SCHEMA, **provenance()} | _measured(cfg) | {
         "memory_method": memory.method(cfg.device),
         "instructions": machine.instructions(),
         "seconds": time.perf_counter() - started,
-        "overrides": runs.public_words(overrides),
-        "config": runs.public_config(cfg),
+        "overrides": public_words(overrides),
+        "config": public_config(cfg),
     }  # fmt: skip
-    runs.write_json(out / "bench.json", record)
+    write_json(out / "bench.json", record)
     save_plot(record, out / "bench.png")
     log.info("written: %s", out)
     return record

@@ -17,10 +17,11 @@ from rich import box
 from rich.table import Table
 from torch import Tensor
 
-from chainrule import runs
 from chainrule.density import AutoregressiveDensity
 from chainrule.evaluation import coding, scoring
 from chainrule.files import content_of, write_whole
+from chainrule.runs.directory import load_config, open_run
+from chainrule.runs.load import load_autoregressive
 from chainrule.runs.settings import check
 
 
@@ -44,7 +45,7 @@ def compress(cfg: DictConfig) -> Written:
         OSError: something cannot be found, or the file not be written.
     """
     check(cfg)
-    density = runs.load_autoregressive(cfg.run)
+    density = load_autoregressive(cfg.run)
     images = _read(Path(cfg.images).expanduser(), density) if cfg.images else _split(cfg)
     content, path = coding.compress(density, images), Path(cfg.file).expanduser()
     write_whole(path, content)
@@ -59,7 +60,7 @@ def decompress(cfg: DictConfig) -> tuple[Path, int]:
         OSError: something cannot be found, or the file not be written.
     """
     check(cfg)
-    density = runs.load_autoregressive(cfg.run)
+    density = load_autoregressive(cfg.run)
     source = Path(cfg.file).expanduser()
     out = Path(cfg.out).expanduser() if cfg.out else source.with_name(f"{source.name}.npy")
     if out.suffix != ".npy":
@@ -72,7 +73,7 @@ def decompress(cfg: DictConfig) -> tuple[Path, int]:
 
 def _split(cfg: DictConfig) -> Tensor:
     """All images of a split of the run's own data."""
-    data = scoring.load_data(cfg, runs.load_config(runs.open_run(cfg.run)).data)
+    data = scoring.load_data(cfg, load_config(open_run(cfg.run)).data)
     splits = {"train": data.train, "valid": data.valid, "test": data.test}
     if cfg.split not in splits:
         raise ValueError(f"split must be train, valid or test, got {cfg.split!r}")

@@ -18,6 +18,7 @@ import numpy as np
 
 from chainrule.reporting import tables
 from chainrule.reporting.tables.words import nats, short_path, with_error
+from chainrule.validate import number
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -85,9 +86,7 @@ def _check(resamples: int, level: float, seed: int) -> None:
         ("level", level, float, 0.5, 0.9999),
         ("seed", seed, int, 0, 2**32 - 1),
     ):
-        if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
-            what = "a whole number" if kind is int else "a number"
-            raise ValueError(f"{name} must be {what} from {low:,} to {high:,}, got {value!r}")
+        number(name, value, kind, low, high)
 
 
 def _same_images(a: tables.Record, b: tables.Record) -> None:

@@ -8,21 +8,27 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path, PurePath
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from chainrule import runs
 from chainrule.evaluation import sampling, scoring
 from chainrule.reporting import tables
 from chainrule.reporting.tables import Record
-from chainrule.runs import RunDir
-from chainrule.runs.settings import check
+from chainrule.runs import fingerprint as fingerprints
+from chainrule.runs.directory import RunDir, failure_noted, load_config, lock
+from chainrule.runs.load import checkpoint_sha256, load_model
+from chainrule.runs.provenance import provenance
+from chainrule.runs.record import Member
+from chainrule.runs.record import Record as Result
+from chainrule.runs.settings import check, public_words
+
+Number = TypeVar("Number", int, float)
 
 log = logging.getLogger(__name__)
 
 
-def mix(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[Path, dict[str, Any]]:
+def mix(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[Path, Result]:
     """Mixes finished runs, scores every split once and writes a run directory that refers to its members.
 
     Args:
@@ -42,16 +48,16 @@ def mix(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[Path, dict[str,
     seed = _seed(cfg, members)
     run = RunDir(_folder(cfg, members, seed))
     config = _config(cfg, members, seed, run)
-    if not cfg.out and (begun := runs.find_unfinished(run.path.parent, runs.fingerprint(config))):
+    if not cfg.out and (begun := fingerprints.find_unfinished(run.path.parent, fingerprints.fingerprint(config))):
         run = RunDir(begun)
-    with runs.lock(run.path):
-        record = runs.earlier(run, config)
+    with lock(run.path):
+        record = fingerprints.earlier(run, config)
         if record is None:
-            runs.claim(run, config)
+            fingerprints.create(run, config)
             log.info("%d members; everything goes to %s", len(members), run.path)
-            with runs.failure_noted(run):
-                record = _record(cfg, members, config, run) | {"overrides": _words(overrides)}
-                runs.write_json(run.record, record)
+            with failure_noted(run):
+                record = _record(cfg, members, config, run, _words(overrides))
+                record.write(run.path)
     return run.path, record
 
 
@@ -80,7 +86,7 @@ def find_members(cfg: DictConfig) -> list[Record]:
 
 def _is_mixture(path: Path) -> bool:
     run = RunDir(path)
-    return run.config.is_file() and "members" in runs.load_config(run)
+    return run.config.is_file() and "members" in load_config(run)
 
 
 def _check_same_data(members: Sequence[Record]) -> None:
@@ -116,7 +122,7 @@ def _config(cfg: DictConfig, members: Sequence[Record], seed: int, run: RunDir) 
     chosen = [
         {
             "run": os.path.relpath(r.path.resolve(), run.path.resolve()),
-            "sha256": runs.checkpoint_sha256(RunDir(r.path)),
+            "sha256": checkpoint_sha256(RunDir(r.path)),
         }
         for r in members
     ]
@@ -132,29 +138,32 @@ def _config(cfg: DictConfig, members: Sequence[Record], seed: int, run: RunDir) 
     )
 
 
-def _record(cfg: DictConfig, members: Sequence[Record], config: DictConfig, run: RunDir) -> dict[str, Any]:
+def _record(
+    cfg: DictConfig, members: Sequence[Record], config: DictConfig, run: RunDir, overrides: Sequence[str]
+) -> Result:
     """Scores every split, and writes all that the mixture of a run directory has but the record itself."""
-    density = runs.load_model(run.path)
+    density = load_model(run.path)
     data = scoring.load_data(cfg, config.data)
     if data.sha256 != members[0].raw["data"]["sha256"]:
         raise ValueError(f"the members were trained on other images than {data.name} has here, by their SHA-256")
     scores = {split: scoring.nll_per_image(density, x) for split, x in scoring.splits(data).items()}
     scoring.save_test(run, nll=scores["test"])
-    return {
-        "schema": tables.SCHEMA,
-        "model": "mixture",
-        "kernel": _common([r.kernel for r in members]),
-        "order": _orders(members),
+    return Result(
+        model="mixture",
+        kernel=_common([r.kernel for r in members]),
+        order=_orders(members),
         **scoring.scored(density, data, scores),
-        "seed": config.seed,
-        "epochs": _sum([r.epochs for r in members]),
-        "seconds": _sum([r.seconds for r in members]),
-        "sampling": sampling.draw_samples(density, run, config),
-        "checkpoint_sha256": runs.checkpoint_sha256(run),
-        **runs.provenance(),
-        "members": [_member(r) for r in members],
-        "config": _public(config),
-    }
+        seed=config.seed,
+        epochs=_sum([r.epochs for r in members]),
+        seconds=_sum([r.seconds for r in members]),
+        sampling=sampling.draw_samples(density, run, config),
+        fingerprint=fingerprints.fingerprint(config),
+        checkpoint_sha256=checkpoint_sha256(run),
+        **provenance(),
+        overrides=list(overrides),
+        members=[_member(r) for r in members],
+        config=_public(config),
+    )
 
 
 def _public(config: DictConfig) -> dict[str, Any]:
@@ -168,7 +177,7 @@ def _public(config: DictConfig) -> dict[str, Any]:
 
 def _words(overrides: Sequence[str]) -> list[str]:
     """The words of the command line, without those that say where things lie on this machine."""
-    return [word for word in runs.public_words(overrides) if not _leads_elsewhere(*word.partition("=")[::2])]
+    return [word for word in public_words(overrides) if not _leads_elsewhere(*word.partition("=")[::2])]
 
 
 def _leads_elsewhere(key: str, value: str) -> bool:
@@ -177,10 +186,10 @@ def _leads_elsewhere(key: str, value: str) -> bool:
     return key in ("runs", "out") and any(folder.startswith(("/", "~", "..")) for folder in folders)
 
 
-def _member(r: Record) -> dict[str, Any]:
+def _member(r: Record) -> Member:
     """What a reader wants to know of a member without looking for it."""
     nll = {split: estimate.mean for split, estimate in r.nll.items()}
-    return {"model": r.model, "order": r.raw.get("order"), "seed": r.seed, "nll": nll, "commit": r.commit}
+    return Member(model=r.model, order=r.raw.get("order"), seed=r.seed, nll=nll, commit=r.commit)
 
 
 def _orders(members: Sequence[Record]) -> str:
@@ -192,7 +201,7 @@ def _common(values: Sequence[str | None]) -> str | None:
     return values[0] if len(set(values)) == 1 else None
 
 
-def _sum(values: Sequence[float | None]) -> float | None:
+def _sum(values: Sequence[Number | None]) -> Number | None:
     """The sum; None if it is not known of every member."""
     known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
+    return cast(Number, sum(known)) if len(known) == len(values) else None

@@ -10,20 +10,21 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from chainrule import runs
 from chainrule.density import AutoregressiveDensity, BinaryDensity
 from chainrule.evaluation.images import save_completions, save_grid
 from chainrule.evaluation.scoring import load_data
 from chainrule.files import content_of, write_whole
-from chainrule.runs import RunDir
+from chainrule.runs.directory import RunDir, load_config, open_run
+from chainrule.runs.load import load_autoregressive, load_model
+from chainrule.runs.record import Sampling
 from chainrule.runs.settings import check
 
 
-def draw_samples(density: BinaryDensity, run: RunDir, cfg: DictConfig) -> dict[str, float]:
+def draw_samples(density: BinaryDensity, run: RunDir, cfg: DictConfig) -> Sampling:
     """Writes ``samples.png``; returns the seconds for all its images at once, and for one alone."""
     (_, latency), (images, seconds) = _timed_sample(density, 1, cfg.seed), _timed_sample(density, cfg.samples, cfg.seed)
     save_grid(images, density.shape, run.samples)
-    return {"images": cfg.samples, "seconds": seconds, "latency": latency}
+    return Sampling(images=cfg.samples, seconds=seconds, latency=latency)
 
 
 def _timed_sample(density: BinaryDensity, n: int, seed: int) -> tuple[Tensor, float]:
@@ -37,7 +38,7 @@ def _timed_sample(density: BinaryDensity, n: int, seed: int) -> tuple[Tensor, fl
 def sample(cfg: DictConfig) -> Path:
     """Draws ``n`` images and writes them as a grid (.png) or as bits (.npy); returns the file."""
     check(cfg)
-    density = runs.load_model(cfg.run)
+    density = load_model(cfg.run)
     images = density.sample(cfg.n, torch.Generator().manual_seed(cfg.seed))
     out = Path(cfg.out or Path(cfg.run) / f"samples-n{cfg.n}-s{cfg.seed}.png").expanduser()
     if out.suffix == ".npy":
@@ -53,7 +54,7 @@ def sample(cfg: DictConfig) -> Path:
 def complete(cfg: DictConfig) -> Path:
     """Completes test images from the first part of the order; writes original, masked and draws side by side."""
     check(cfg)
-    density, config = runs.load_autoregressive(cfg.run), runs.load_config(runs.open_run(cfg.run))
+    density, config = load_autoregressive(cfg.run), load_config(open_run(cfg.run))
     data = load_data(cfg, config.data)
     chosen = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(cfg.seed))[: cfg.n]
     out = Path(cfg.out or Path(cfg.run) / "completions.png").expanduser()

@@ -11,11 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule import runs
 from chainrule.data import Images
 from chainrule.density import AutoregressiveDensity, BinaryDensity
 from chainrule.files import content_of, write_whole
-from chainrule.runs import RunDir
+from chainrule.runs.directory import RunDir, load_config, open_run
+from chainrule.runs.load import instance, load_model
 from chainrule.runs.settings import check
 
 TRAIN_SUBSET = 10_000  # training images scored for the record: the first ones, as many as are in the test set
@@ -29,7 +29,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         mean and standard error in nats, count, and the data's name and SHA-256.
     """
     check(cfg)
-    density, config = runs.load_model(cfg.run), runs.load_config(runs.open_run(cfg.run))
+    density, config = load_model(cfg.run), load_config(open_run(cfg.run))
     data = load_data(cfg, OmegaConf.select(cfg, "data") or config.data)
     images = splits(data).get(cfg.split)
     if images is None:
@@ -44,7 +44,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
 def load_data(cfg: DictConfig, data_cfg: DictConfig) -> Images:
     paths = {"data_dir": cfg.paths.data_dir, "cache_dir": cfg.paths.cache_dir}  # of this machine, not of the run's
-    data = runs.instance(data_cfg, Images, **paths)  # type: ignore[type-abstract]
+    data = instance(data_cfg, Images, **paths)  # type: ignore[type-abstract]
     data.prepare_data()
     data.setup("test")
     return data

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
-from fnmatch import translate
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatch, translate
 from functools import cache
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from chainrule.validate import choice, number
 
 # What a number in the configuration may be. Models and data check what is theirs.
 RANGES: dict[str, tuple[type, float, float]] = {
@@ -45,15 +47,11 @@ def check(cfg: DictConfig) -> None:
     if missing:
         raise ValueError(f"missing: {', '.join(sorted(missing))}. Give it as {min(missing)}=…")
     for key, (kind, low, high) in RANGES.items():
-        value = OmegaConf.select(cfg, key)
-        number = isinstance(value, (int, kind)) and not isinstance(value, bool)
-        if value is not None and not (number and low <= value <= high):
-            what = "a whole number" if kind is int else "a number"
-            raise ValueError(f"{key} must be {what} from {low:g} to {high:g}, got {value!r}")
+        if (value := OmegaConf.select(cfg, key)) is not None:
+            number(key, value, kind, low, high)
     for key, choices in CHOICES.items():
-        value = OmegaConf.select(cfg, key)
-        if value is not None and value not in choices:
-            raise ValueError(f"{key} must be {' or '.join(choices)}, got {value!r}")
+        if (value := OmegaConf.select(cfg, key)) is not None:
+            choice(key, value, choices)
     import torch  # noqa: PLC0415 (tables read settings without it)
 
     threads, cores = torch.get_num_threads(), os.cpu_count() or 1
@@ -112,3 +110,33 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from _flatten(value, f"{key}.")
         else:
             yield key, value or None if isinstance(value, Mapping) else value
+
+
+# ---- what is kept to oneself --------------------------------------------------------------------------
+
+# Configuration that changes where, how loudly or how fast a number is computed, but not the number.
+PLACES = ("paths", "paths.*", "hydra", "hydra.*", "*_dir", "*dirpath")
+SECRETS = ("*key", "*token", "*secret", "*password")
+SILENT = (*PLACES, *SECRETS, "resume", "logger", "samples", "trainer.enable_*", "trainer.log_every_n_steps")
+
+
+def public_config(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved configuration without secrets, and without where things are on this machine."""
+    config: dict[str, Any] = without(PLACES + SECRETS, OmegaConf.to_container(cfg, resolve=True))
+    return config
+
+
+def public_words(overrides: Sequence[str]) -> list[str]:
+    """The words of a command line without those that say a secret, or where things are on this machine."""
+    return [word for word in overrides if not _matches(word.partition("=")[0].lstrip("+~"), PLACES + SECRETS)]
+
+
+def without(patterns: Sequence[str], config: Any, prefix: str = "") -> Any:  # noqa: ANN401 (whatever is in the YAML)
+    if not isinstance(config, dict):
+        return config
+    return {key: without(patterns, value, f"{prefix}{key}.") for key, value in config.items()
+            if not _matches(f"{prefix}{key}", patterns)}  # fmt: skip
+
+
+def _matches(key: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(key, pattern) for pattern in patterns)

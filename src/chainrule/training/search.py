@@ -33,8 +33,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
-from chainrule import runs
 from chainrule.files import write_whole
+from chainrule.runs.directory import lock
+from chainrule.runs.fingerprint import fingerprint, stored_fingerprint
 from chainrule.runs.settings import check
 from chainrule.training import train as experiment
 from chainrule.training.sweep import finish_wandb
@@ -157,7 +158,7 @@ class Search:
             ValueError: the first trials all failed, the folder holds another search, or somebody is running this one.
         """
         started = time.perf_counter()
-        with runs.lock(self.folder):
+        with lock(self.folder):
             self.study = self._open()
             for trial in self._interrupted():
                 self._train(trial)
@@ -245,7 +246,7 @@ class Search:
     def _run_dir(self, trial: optuna.Trial, cfg: DictConfig) -> Path:
         """The trial's own folder; where another version of the program left a part of it there, another one."""
         path = self.folder / f"trial-{trial.number:03d}"
-        while (old := path / "config.yaml").is_file() and runs.stored_fingerprint(old) != runs.fingerprint(cfg):
+        while (old := path / "config.yaml").is_file() and stored_fingerprint(old) != fingerprint(cfg):
             path = path.with_name(f"{path.name}-again")
         return path
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,7 +15,8 @@ from torch.optim import Optimizer
 
 from chainrule.density import AutoregressiveDensity, BinaryDensity
 from chainrule.evaluation.images import as_bytes, colored, conditionals, gray, grid, heat_map
-from chainrule.runs import RunDir
+from chainrule.runs.directory import RunDir
+from chainrule.runs.record import Record
 from chainrule.training.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _is_due(trainer: L.Trainer, every: int | None) -> bool:
 def conclude(
     tracker: Tracker,
     run: RunDir,
-    record: Mapping[str, Any],
+    record: Record,
     *,
     steps: int,
     density: AutoregressiveDensity,
@@ -116,15 +116,14 @@ def conclude(
     tracker.finish_row()
 
 
-def _summary(record: Mapping[str, Any]) -> dict[str, Any]:
-    test, as_recorded = record["nll"]["test"], ("seconds", "epochs", "best_epoch", "bits_per_pixel", "kernel")
+def _summary(record: Record) -> dict[str, Any]:
     return {
-        "test/nll": test["mean"],
-        "test/nll_stderr": test["stderr"],
-        "val/nll": {"min": record["nll"]["valid"]["mean"]},  # the best epoch may have been before a resumption
-        "parameters": record["parameters"]["count"],
-        "parameters_effective": record["parameters"]["effective"],
-        **{key: record[key] for key in as_recorded},
+        "test/nll": record.test.mean,
+        "test/nll_stderr": record.test.stderr,
+        "val/nll": {"min": record.nll["valid"].mean},  # the best epoch may have been before a resumption
+        "parameters": record.parameters.count,
+        "parameters_effective": record.parameters.effective,
+        **record.model_dump(include={"seconds", "epochs", "best_epoch", "bits_per_pixel", "kernel"}),
     }
 
 
@@ -168,10 +167,10 @@ def _image(picture: np.ndarray | Path, caption: str | None = None) -> Any:  # no
     return Image(str(picture) if isinstance(picture, Path) else picture, caption=caption)
 
 
-def _send_model(tracker: Tracker, run: RunDir, record: Mapping[str, Any]) -> None:
+def _send_model(tracker: Tracker, run: RunDir, record: Record) -> None:
     from wandb import Artifact  # noqa: PLC0415
 
-    about = {"val/nll": record["nll"]["valid"]["mean"], "checkpoint_sha256": record["checkpoint_sha256"]}
+    about = {"val/nll": record.nll["valid"].mean, "checkpoint_sha256": record.checkpoint_sha256}
     artifact = Artifact(f"model-{tracker.version}", type="model", metadata=about)
     artifact.add_file(str(run.best))
     artifact.add_file(str(run.config))

@@ -39,8 +39,9 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from chainrule import runs
 from chainrule.files import write_whole
+from chainrule.runs import fingerprint as runs
+from chainrule.runs.directory import RunDir, in_use, lock
 
 log = logging.getLogger(__name__)
 
@@ -133,10 +134,10 @@ class Sweep:
         write_whole(self.folder / FILE, (json.dumps(content, indent=1) + "\n").encode())
 
     def state(self, job: Job) -> State:
-        run = runs.RunDir(self.folder / job.folder)
+        run = RunDir(self.folder / job.folder)
         if run.record.is_file():
             return State.FINISHED
-        if run.path.is_dir() and runs.in_use(run.path):
+        if run.path.is_dir() and in_use(run.path):
             return State.RUNNING
         if run.failure.is_file():
             return State.FAILED
@@ -155,7 +156,7 @@ class Sweep:
 
     def outcome(self, job: Job, state: State) -> tuple[str, str]:
         """A job's test NLL, if it has one, and what it died of."""
-        run = runs.RunDir(self.folder / job.folder)
+        run = RunDir(self.folder / job.folder)
         if state is State.FINISHED:
             try:
                 return f"{json.loads(run.record.read_text())['nll']['test']['mean']:.3f}", ""
@@ -237,7 +238,7 @@ def _sweep(parsed: Sequence[Override], base: DictConfig, held: ExitStack) -> Swe
 
 def _locked(sweep: Sweep, held: ExitStack) -> bool:
     with suppress(ValueError):
-        held.enter_context(runs.lock(sweep.folder))
+        held.enter_context(lock(sweep.folder))
         return True
     return False
 
@@ -308,7 +309,7 @@ def contained() -> Iterator[None]:
     except BaseException as error:
         if HydraConfig.get().mode != RunMode.MULTIRUN or _stops_everything(error):
             raise
-        run = runs.RunDir(Path(HydraConfig.get().runtime.output_dir))
+        run = RunDir(Path(HydraConfig.get().runtime.output_dir))
         if isinstance(error, SystemExit) and error.code not in (INTERRUPTED, TERMINATED) and not _by_launcher(error):
             write_whole(run.failure, f"sys.exit({error.code!r}) was called\n".encode())
         log.error("%s: %s", run.path, _reason(run) or f"{type(error).__name__} {error}")
@@ -332,7 +333,7 @@ def _code(error: BaseException | None) -> int | None:
     return error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else None
 
 
-def _reason(run: runs.RunDir) -> str:
+def _reason(run: RunDir) -> str:
     """The first line of what a job died of."""
     return run.failure.read_text(errors="replace").strip().partition("\n")[0] if run.failure.is_file() else ""
 

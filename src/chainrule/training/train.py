@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import numpy as np
@@ -20,15 +19,17 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
-from chainrule import runs
 from chainrule.data import Images
 from chainrule.density import AutoregressiveDensity
 from chainrule.evaluation.sampling import draw_samples, save_completed
 from chainrule.evaluation.scoring import check_finite, nats_per_pixel, nll_per_image, save_test, scored, splits
 from chainrule.files import remove_parts
-from chainrule.reporting import tables
-from chainrule.runs import RunDir
-from chainrule.runs.settings import check, data_name, model_name
+from chainrule.runs.directory import RunDir, failure_noted, lock
+from chainrule.runs.fingerprint import create, earlier, fingerprint
+from chainrule.runs.load import checkpoint_sha256, load_selected
+from chainrule.runs.provenance import provenance
+from chainrule.runs.record import Record
+from chainrule.runs.settings import check, data_name, model_name, public_config, public_words
 from chainrule.training.callbacks import EpochLines, ProgressBar, StopOnNonFinite
 from chainrule.training.checkpoints import PREVIOUS, Progress, Savers, SealedFiles, progress, restore_metrics, resumable
 from chainrule.training.ddp import Child, parent_of
@@ -44,7 +45,7 @@ SIGTERM_CODE = 143
 # ---- training ---------------------------------------------------------------------------------------
 
 
-def train(cfg: DictConfig, run_dir: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def train(cfg: DictConfig, run_dir: str | Path, overrides: Sequence[str] = ()) -> Record:
     """One run: fit, select on the validation images, score the test images once, write the record.
 
     A run that was interrupted in this directory goes on from its last epoch; of one that has finished, the record is
@@ -65,11 +66,11 @@ def train(cfg: DictConfig, run_dir: str | Path, overrides: Sequence[str] = ()) -
         SystemExit: with code 143, the process was asked to end (SIGTERM).
     """
     run = RunDir(Path(run_dir))
-    with runs.lock(run.path):
-        if record := runs.earlier(run, cfg):
+    with lock(run.path):
+        if record := earlier(run, cfg):
             log.info("%s is finished already", run.path)
             return record
-        with runs.failure_noted(run):
+        with failure_noted(run):
             fitted = _fit(cfg, run)
             return _record(cfg, run, fitted, overrides)
 
@@ -104,8 +105,8 @@ def fit(cfg: DictConfig, run_dir: str | Path, callbacks: Sequence[Callback] = ()
         ValueError, OSError, KeyboardInterrupt, SystemExit: as :func:`train`.
     """
     run = RunDir(Path(run_dir))
-    with runs.lock(run.path):
-        runs.earlier(run, cfg)
+    with lock(run.path):
+        earlier(run, cfg)
         return _fit(cfg, run, callbacks)
 
 
@@ -113,7 +114,7 @@ def _fit(cfg: DictConfig, run: RunDir, callbacks: Sequence[Callback] = ()) -> Fi
     check(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data, density = _build(cfg)
-    runs.claim(run, cfg)
+    create(run, cfg)
     log.info(
         "%s with %s parameters on %s; everything goes to %s",
         model_name(cfg), f"{density.parameter_count:,}", data.name, run.path,
@@ -121,7 +122,7 @@ def _fit(cfg: DictConfig, run: RunDir, callbacks: Sequence[Callback] = ()) -> Fi
     module = _module(cfg, density, data)
     trainer = _trainer(cfg, run, [*callbacks, Savers(run.checkpoints)])
     _run(trainer, module, data, run)
-    best = runs.load_selected(run)
+    best = load_selected(run)
     return Fitted(best, data, nll_per_image(best, data.valid), progress(run.checkpoints), trainer.loggers)
 
 
@@ -192,7 +193,7 @@ def _interruptible(trainer: L.Trainer) -> Iterator[None]:
         raise
 
 
-def _record(cfg: DictConfig, run: RunDir, fitted: Fitted, overrides: Sequence[str]) -> dict[str, Any]:
+def _record(cfg: DictConfig, run: RunDir, fitted: Fitted, overrides: Sequence[str]) -> Record:
     """Scores what was fitted, and writes everything that a finished run has, the record last."""
     best, data = fitted.density, fitted.data
     train, _, test = splits(data).values()
@@ -201,25 +202,25 @@ def _record(cfg: DictConfig, run: RunDir, fitted: Fitted, overrides: Sequence[st
     pixels = nats_per_pixel(best, test)
     save_test(run, nll=scores["test"], pixels=pixels)
     save_completed(best, test[:COMPLETED], run.completions, seed=cfg.seed)
-    record = {
-        "schema": tables.SCHEMA,
-        "model": model_name(cfg),
-        "kernel": fitted.progress.kernel,
-        "order": cfg.model.order if isinstance(cfg.model.order, str) else "given",
+    record = Record(
+        model=model_name(cfg),
+        kernel=fitted.progress.kernel,
+        order=cfg.model.order if isinstance(cfg.model.order, str) else "given",
         **scored(best, data, scores),
-        "seed": cfg.seed,
-        "best_epoch": fitted.progress.best_epoch,
-        "epochs": fitted.progress.epochs,
-        "seconds": fitted.progress.seconds,
-        "images_per_second": fitted.progress.images_per_second,
-        "sampling": draw_samples(best, run, cfg),
-        "checkpoint_sha256": runs.checkpoint_sha256(run),
-        **runs.provenance(),
-        "overrides": runs.public_words(overrides),
-        "config": runs.public_config(cfg),
-    }
+        seed=cfg.seed,
+        best_epoch=fitted.progress.best_epoch,
+        epochs=fitted.progress.epochs,
+        seconds=fitted.progress.seconds,
+        images_per_second=fitted.progress.images_per_second,
+        sampling=draw_samples(best, run, cfg),
+        fingerprint=fingerprint(cfg),
+        checkpoint_sha256=checkpoint_sha256(run),
+        **provenance(),
+        overrides=public_words(overrides),
+        config=public_config(cfg),
+    )
     _finish(fitted, run, record, nll=scores["test"], pixels=pixels)
-    runs.write_json(run.record, record)
+    record.write(run.path)
     (run.checkpoints / PREVIOUS).unlink(missing_ok=True)  # nobody goes on from there any more
     return record
 
@@ -247,12 +248,11 @@ def _progress(cfg: DictConfig) -> list[Callback]:
 def _loggers(cfg: DictConfig, run: RunDir) -> list[Logger]:
     makers: Sequence[Callable[..., Logger]] = [instantiate(m, _convert_="all") for m in cfg.logger.values()]
     about = {"name": f"{model_name(cfg)}-s{cfg.seed}", "model": model_name(cfg), "data": data_name(cfg)}
-    return [make(run_dir=run.path, config=runs.public_config(cfg), **about) for make in makers]
+    return [make(run_dir=run.path, config=public_config(cfg), **about) for make in makers]
 
 
-def _finish(fitted: Fitted, run: RunDir, record: dict[str, Any], *, nll: np.ndarray, pixels: np.ndarray) -> None:
+def _finish(fitted: Fitted, run: RunDir, record: Record, *, nll: np.ndarray, pixels: np.ndarray) -> None:
     """Tells the loggers how it ended."""
-    test = record["nll"]["test"]
     for logger in fitted.loggers:
         if isinstance(logger, Tracker):
             conclude(
@@ -260,5 +260,5 @@ def _finish(fitted: Fitted, run: RunDir, record: dict[str, Any], *, nll: np.ndar
                 nll=nll, pixels=pixels,
             )  # fmt: skip
         else:
-            logger.log_metrics({"test/nll": test["mean"], "test/nll_stderr": test["stderr"]}, step=None)
+            logger.log_metrics({"test/nll": record.test.mean, "test/nll_stderr": record.test.stderr}, step=None)
         logger.save()

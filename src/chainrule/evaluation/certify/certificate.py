@@ -12,7 +12,6 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from chainrule import runs
 from chainrule.evaluation import scoring
 from chainrule.evaluation.certify.causality import causality
 from chainrule.evaluation.certify.honesty import honesty
@@ -23,7 +22,10 @@ from chainrule.evaluation.certify.recomputation import members, recomputation
 from chainrule.evaluation.certify.subject import Figures, NotApplicable, Refuted, Subject
 from chainrule.reporting import tables
 from chainrule.reporting.tables.fields import read_json
-from chainrule.runs import RunDir
+from chainrule.runs.directory import RunDir, load_config, open_run
+from chainrule.runs.load import checkpoint_sha256, device_named, load_model
+from chainrule.runs.provenance import provenance
+from chainrule.runs.record import write_json
 from chainrule.runs.settings import check
 
 log = logging.getLogger(__name__)
@@ -53,20 +55,20 @@ def certify(cfg: DictConfig) -> dict[str, Any]:
         OSError: the run is not finished, or images cannot be found, or the certificate not be written.
     """
     check(cfg)
-    run = runs.open_run(cfg.run)
+    run = open_run(cfg.run)
     if not run.record.is_file():
         raise FileNotFoundError(f"{run.path} has no result.json: only a finished run has a number to certify")
     record = tables.parse(read_json(run.record), run.record)
-    config = runs.load_config(run)
+    config = load_config(run)
     data = scoring.load_data(cfg, config.data)
-    density = runs.load_model(run.path, runs.device_named(cfg.device))
+    density = load_model(run.path, device_named(cfg.device))
     subject = Subject(density, data.test, n=cfg.n, k=cfg.k, seed=cfg.seed)
     checks = {name: partial(check, subject) for name, check in CHECKS.items()}
     checks["recomputation"] = partial(recomputation, subject, run, record, data)
     if config.get("members"):
         checks["members"] = partial(members, run)
     certificate = {**_head(run, record, cfg), **outcomes(checks)}
-    runs.write_json(run.certificate, certificate)
+    write_json(run.certificate, certificate)
     return certificate
 
 
@@ -97,10 +99,10 @@ def _json(value: object) -> object:
 
 
 def _head(run: RunDir, record: tables.Record, cfg: DictConfig) -> dict[str, Any]:
-    made = runs.provenance()
+    made = provenance()
     return {
         "schema": SCHEMA,
-        "checkpoint_sha256": runs.checkpoint_sha256(run),
+        "checkpoint_sha256": checkpoint_sha256(run),
         "test_nll": record.nll["test"].mean,
         **made,
         "versions": made["versions"] | {"constriction": version("constriction")},

@@ -16,7 +16,7 @@ from chainrule.evaluation.certify.subject import BATCH, Figures, Refuted, Subjec
 from chainrule.mixture import Mixture
 from chainrule.reporting import tables
 from chainrule.reporting.tables import Record
-from chainrule.runs import RunDir, load_config
+from chainrule.runs.directory import RunDir, load_config
 
 TOLERANCE = 1e-4  # nats: how far the recomputed mean may be from the record's
 IMAGE = 1e-3  # the same for one image, relative to 1 + its NLL: a float32 sum of hundreds of terms

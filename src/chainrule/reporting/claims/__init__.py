@@ -12,7 +12,6 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from chainrule import runs
 from chainrule.bench.clock import Clock
 from chainrule.bench.machine import QUIET, Others
 from chainrule.files import write_whole
@@ -22,6 +21,8 @@ from chainrule.reporting.claims.formulas import FORMULAS
 from chainrule.reporting.claims.measuring import measure_place
 from chainrule.reporting.claims.show import FORMATS, render
 from chainrule.reporting.claims.verdicts import Judgement, judge
+from chainrule.runs.provenance import provenance
+from chainrule.runs.record import write_json
 
 SCHEMA = 1  # of claims.json
 CLOCK = Clock(rounds=3, seconds=0.5)  # n full passes of a large model take seconds
@@ -44,7 +45,7 @@ def claims(cfg: DictConfig) -> str:
     places.sort(key=lambda place: (place.n, place.data))
     judgements, share = judge(places), others.share() or 0.0
     disturbed = share if share >= QUIET else 0.0
-    runs.write_json(out, _content(places, judgements, share))
+    write_json(out, _content(places, judgements, share))
     write_whole(out.with_suffix(".md"), f"{render(places, judgements, 'markdown', disturbed)}\n".encode())
     return render(places, judgements, cfg.format, disturbed)
 
@@ -69,7 +70,7 @@ def _records(cfg: DictConfig) -> list[tables.Record]:
 def _content(places: Sequence[Place], judgements: Sequence[Judgement], share: float) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
-        **runs.provenance(),
+        **provenance(),
         "others_share": share,
         "places": [_place(place) for place in places],
         "claims": [asdict(judgement) for judgement in judgements],

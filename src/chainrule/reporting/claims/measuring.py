@@ -13,7 +13,6 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from chainrule import runs
 from chainrule.bench.clock import Action, Clock, spread
 from chainrule.bench.speed import score
 from chainrule.data import Images
@@ -22,6 +21,8 @@ from chainrule.evaluation import scoring
 from chainrule.evaluation.empirical import Empirical, empirical
 from chainrule.reporting.claims.figures import MANY, Figures, Place, Seconds, Support
 from chainrule.reporting.tables import Record, Row, Section
+from chainrule.runs.directory import load_config, open_run
+from chainrule.runs.load import load_autoregressive
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def _hidden(row: Row) -> int | None:
 
 
 def _load(record: Record, cfg: DictConfig) -> Images:
-    data = scoring.load_data(cfg, runs.load_config(runs.open_run(record.path)).data)
+    data = scoring.load_data(cfg, load_config(open_run(record.path)).data)
     if data.sha256 != record.raw["data"]["sha256"]:
         raise ValueError(
             f"{record.path} is of other {data.name} images (test set SHA-256 {record.sha256[:12]}…) than are in "
@@ -73,7 +74,7 @@ def _support(images: Empirical) -> Support:
 def _measure(row: Row, train: Empirical, test: Empirical, data: Images, clock: Clock) -> Figures:
     first, d = row.first, _hidden(row)
     log.info("%s, n = %d%s", first.model, first.n, "" if d is None else f", d = {d}")
-    densities = [runs.load_autoregressive(r.path) for r in row.records]
+    densities = [load_autoregressive(r.path) for r in row.records]
     on_train, on_test = _cross_entropies(densities, train, test)
     return Figures(
         model=first.model,
