@@ -1,14 +1,26 @@
-"""Each model's conditionals once more, as plain Python loops straight from its equations.
+"""What a test can know of a model beside its invariants: how many parameters it has, and its conditionals once more,
+as plain Python loops straight from its equations. A model without an entry here is tested all the same.
 
 ``logit(model, z, t)`` is the logit of step t (from 0) given ``z[:t]``, a list of bits. Nothing here is fast.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import exp
+from typing import Any
 
 from chainrule.density import AutoregressiveDensity
 from chainrule.nn.causal_linear import CausalLinear
+
+
+@dataclass(frozen=True)
+class Reference:
+    logit: Callable[[AutoregressiveDensity, list[int], int], float]
+    parameters: Callable[..., int]  # of n pixels and the arguments below
+    arguments: Sequence[dict[str, Any]] = ({},)
+    unseen: Callable[..., int] = lambda n, **arguments: 0  # parameters that the likelihood does not depend on
 
 
 def sigma(a: float) -> float:
@@ -49,3 +61,13 @@ def nade(model: AutoregressiveDensity, z: list[int], t: int) -> float:
     W, V, c, b = model.W.tolist(), model.V.tolist(), model.c.tolist(), model.b.tolist()
     h = [sigma(c[i] + sum(W[j][i] * z[j] for j in range(t))) for i in range(len(c))]
     return b[t] + sum(V[t][i] * h[i] for i in range(len(c)))
+
+
+WIDTHS = [{"hidden": d} for d in (1, 3, 8)]
+
+REFERENCES = {
+    "tabular": Reference(tabular, lambda n: 2**n - 1),
+    "fvsbn": Reference(fvsbn, lambda n: n * (n + 1) // 2),
+    "mlp": Reference(mlp, lambda n, hidden: hidden * n * (n - 1) // 2 + n * (2 * hidden + 1), WIDTHS),
+    "nade": Reference(nade, lambda n, hidden: 2 * n * hidden + hidden + n, WIDTHS, lambda n, hidden: hidden),
+}

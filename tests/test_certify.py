@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from zoo import MODELS, build
+from zoo import MODELS, an_order, build
 
 import chainrule
 from chainrule import cli
@@ -62,11 +62,11 @@ def failed(checks: dict[str, Any]) -> set[str]:
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", MODELS)
 def test_an_honest_model_passes(name: str, precision: torch.dtype) -> None:
-    model = build(name, shape=(4, 4), order="random-3").to(precision)
+    model = build(name, shape=(4, 4), order=an_order(name)).to(precision)
     checks = checked(model, images(model))
     assert all(check["passed"] for check in checks.values()), checks
     assert checks["causality"]["flips"] == 3 * 16
-    assert checks["causality"]["reacting"] == 1
+    assert checks["causality"]["reacting"] == 1 or not model.sees_all
     assert checks["normalization"]["completions"] == 64
     assert checks["coding"]["bits"] == pytest.approx(checks["coding"]["nll_bits"], abs=64)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from broken import Forgetful, NotANumber
 from torch import Tensor
-from zoo import MODELS, build
+from zoo import MODELS, an_order, build
 
 from chainrule import cli
 from chainrule.density import AutoregressiveDensity
@@ -35,7 +35,7 @@ def nll_bits(model: AutoregressiveDensity, images: Tensor) -> float:
 @every_model
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64])
 def test_images_come_back_at_their_nll(name: str, precision: torch.dtype) -> None:
-    model = build(name, shape=(4, 4), order="random-3").to(precision)
+    model = build(name, shape=(4, 4), order=an_order(name)).to(precision)
     images = some_images(model)
     coded = coding.encode(model, images)
     assert torch.equal(coding.decode(model, coded.words, len(images)), images)

@@ -5,164 +5,132 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
 import torch
 from hydra.errors import InstantiationException
+from reference import REFERENCES, causal
 from scipy.stats import chisquare
-from zoo import MODELS, ROOT, build, configuration, every_image
+from zoo import MODELS, ROOT, an_order, build, configuration, every_image, model_class
 
+from chainrule import cli, testing
 from chainrule.density import AutoregressiveDensity
 from chainrule.models.tabular import Tabular
 from chainrule.orders import GRID_ORDERS
+from chainrule.orders import ORDERS as ALL_ORDERS
 
 ORDERS = [*GRID_ORDERS, "spiral", "random-5", [4, 0, 8, 2, 6, 1, 3, 5, 7]]
 
 every_model = pytest.mark.parametrize("name", MODELS)
-every_regularized = pytest.mark.parametrize("name", [name for name in MODELS if "input_dropout" in configuration(name)])
+REGULARIZED = [name for name in MODELS if "input_dropout" in configuration(name)]
+every_regularized = pytest.mark.parametrize("name", REGULARIZED)
 in_every_order = pytest.mark.parametrize("order", ORDERS, ids=[str(order) for order in ORDERS])
 
 
-def walk_along(model: AutoregressiveDensity, z: torch.Tensor) -> torch.Tensor:
-    """The logits that ``walk`` yields when it is fed the bits z."""
-    steps = model.walk(len(z))
-    logits = [next(steps).clone()]
-    logits += [steps.send(z[:, t]).clone() for t in range(model.dim - 1)]
-    return torch.stack(logits, 1)
+def allowed(name: str, order: str | list[int]) -> str | list[int]:
+    """The order, where it makes sense for the model."""
+    if order not in model_class(name).orders and model_class(name).orders != ALL_ORDERS:
+        pytest.skip("only orders of a grid")
+    return order
+
+
+@pytest.mark.parametrize("invariant", testing.INVARIANTS, ids=lambda invariant: invariant.__name__)
+@every_model
+@in_every_order
+def test_invariant(name: str, order: str | list[int], invariant: Callable[[AutoregressiveDensity], None]) -> None:
+    invariant(build(name, order=allowed(name, order)))
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (2, 4), (4, 2), (4, 4)])
+@every_model
+def test_other_shapes(name: str, shape: tuple[int, int]) -> None:
+    for invariant in (testing.normalization, testing.causality, testing.drawing):
+        invariant(build(name, shape, order=model_class(name).orders[5]))
+
+
+@every_model
+def test_an_order_that_makes_no_sense_is_refused(name: str) -> None:
+    if model_class(name).orders == ALL_ORDERS:
+        pytest.skip("they all do")
+    with pytest.raises(InstantiationException, match=r"model\.order must be one of raster, .* got 'spiral'"):
+        build(name, order="spiral")
+    with pytest.raises(ValueError, match="must be one of raster"):
+        build(name).reordered("random-1")
 
 
 def test_every_model_file_has_a_configuration_and_the_other_way_round() -> None:
     files = {path.stem for path in (ROOT / "src/chainrule/models").glob("*.py")} - {"__init__"}
-    assert files == set(MODELS)
-    assert all(callable(getattr(reference, name)) for name in MODELS)
+    assert files == set(MODELS) >= set(REFERENCES)
 
 
-@every_model
+@pytest.mark.parametrize(
+    ("name", "said"), [("independent", None), ("peeking", r"Peeking: normalization with .* sum to")]
+)
+def test_a_model_of_ones_own_is_two_files(
+    name: str, said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / f"{name}.yaml").write_text(f"_target_: mine.{name.title()}\norder: raster\n")
+    (tmp_path / "mine.py").write_text(STRANGER)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    monkeypatch.setattr(sys, "argv", ["chainrule", "check", f"model={name}", f"--config-dir={tmp_path}"])
+    if said:
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert re.search(said, str(stop.value.code))
+    else:
+        cli.main()
+        assert re.search(r"Independent: \d+ checks passed", capsys.readouterr().out)
+
+
+STRANGER = """
+import torch
+
+from chainrule.density import AutoregressiveDensity
+
+
+class Independent(AutoregressiveDensity):
+    sees_all = False
+
+    def __init__(self, *, shape, order="raster"):
+        super().__init__(shape=shape, order=order)
+        self.bias = torch.nn.Parameter(torch.zeros(self.dim))
+
+    def conditionals(self, z):
+        return self.bias.expand_as(z)
+
+
+class Peeking(Independent):
+    def conditionals(self, z):
+        return self.bias + z
+"""
+
+
+@pytest.mark.parametrize("name", REFERENCES)
 @in_every_order
-def test_probabilities_sum_to_one(name: str, order: str | list[int]) -> None:
-    assert build(name, order=order).log_prob(every_image()).exp().sum().item() == pytest.approx(1, abs=1e-12)
-
-
-@every_model
-@in_every_order
-def test_a_logit_depends_on_earlier_pixels_only_and_on_all_of_them(name: str, order: str | list[int]) -> None:
-    model, x = build(name, order=order), every_image()
-    before = model(x)
-    for t, pixel in enumerate(model.order.tolist()):
-        flipped = x.clone()
-        flipped[:, pixel] = 1 - flipped[:, pixel]
-        changed = (model(flipped) != before)[:, model.order]
-        assert not changed[:, : t + 1].any()
-        assert changed[:, t + 1 :].any(0).all()
-
-
-@every_model
-@in_every_order
-def test_walk_is_conditionals(name: str, order: str | list[int]) -> None:
-    model = build(name, order=order)
-    z = every_image()[:, model.order]
-    torch.testing.assert_close(walk_along(model, z), model.conditionals(z), rtol=1e-12, atol=1e-12)
-
-
-@every_model
-@in_every_order
-def test_drawing_is_one_parallel_threshold_of_its_uniforms(name: str, order: str | list[int]) -> None:
-    model = build(name, order=order)
-    u = torch.rand(500, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    z = model.draw(u)
-    assert torch.equal(z.bool(), u < torch.sigmoid(model.conditionals(z)))
-
-
-@every_model
-@in_every_order
-def test_fixed_point_iteration_draws_the_bits_of_the_walk(name: str, order: str | list[int]) -> None:
-    model = build(name, order=order)
-    u = torch.rand(500, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    walked = model.draw_sequentially(u)
-    assert torch.equal(AutoregressiveDensity.draw(model, u), walked)
-    assert torch.equal(model.draw(u), walked)
-
-
-@every_model
-def test_another_order_shares_the_parameters(name: str) -> None:
-    model, x = build(name), every_image()
-    twin = model.reordered("random-5")
-    assert all(a is b for a, b in zip(model.parameters(), twin.parameters(), strict=True))
-    assert model.order.tolist() == list(range(9)) != twin.order.tolist()
-    assert twin.log_prob(x).exp().sum().item() == pytest.approx(1, abs=1e-12)
-    assert torch.equal(twin.log_prob(x[:, twin.order.argsort()]), model.log_prob(x))
-
-
-@every_model
-def test_the_equations(name: str) -> None:
-    model, logit = build(name), getattr(reference, name)
-    for image in every_image()[::37]:
+def test_the_equations(name: str, order: str | list[int]) -> None:
+    model, logit = build(name, order=allowed(name, order)), REFERENCES[name].logit
+    for image in testing.every_image(model.dim)[::97]:
         z = image.int().tolist()
-        expected = [logit(model, z, t) for t in range(9)]
+        expected = [logit(model, z, t) for t in range(model.dim)]
         assert model.conditionals(image[None])[0].tolist() == pytest.approx(expected, abs=1e-12)
 
 
-@every_model
-def test_one_image_alone_is_the_same_image_in_a_batch(name: str) -> None:
-    model, x = build(name), every_image()[:64]
-    alone = torch.cat([model.log_prob(image[None]) for image in x])
-    torch.testing.assert_close(alone, model.log_prob(x), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize(("n", "d"), list(itertools.product([(1, 1), (2, 2), (3, 4), (4, 4)], [1, 3, 8])))
-@every_model
-def test_parameters_are_counted_exactly(name: str, n: tuple[int, int], d: int) -> None:
-    pixels = n[0] * n[1]
-    formula = {
-        "tabular": 2**pixels - 1,
-        "fvsbn": pixels * (pixels + 1) // 2,
-        "mlp": d * pixels * (pixels - 1) // 2 + pixels * (2 * d + 1),
-        "nade": pixels * d + d + pixels * d + pixels,
-    }
-    model = build(name, shape=n, hidden=d)
-    assert model.parameter_count == formula[name]
-    assert model.effective_parameter_count == formula[name] - (d if name == "nade" else 0)
-
-
-@every_model
-def test_every_parameter_gets_a_gradient(name: str) -> None:
-    model = build(name)
-    model.log_prob(every_image()).sum().backward()
-    without = sum(int((parameter.grad == 0).sum()) for parameter in model.parameters())
-    assert without == model.parameter_count - model.effective_parameter_count
-
-
-@every_model
-def test_gradients_are_those_of_the_likelihood(name: str) -> None:
-    model, x = build(name, shape=(2, 2), hidden=2, block=3), every_image(4)
-    names, values = zip(*((k, p.detach().clone().requires_grad_()) for k, p in model.named_parameters()), strict=True)
-
-    def nll(*parameters: torch.Tensor) -> torch.Tensor:
-        given = {f"model.{name}": parameter for name, parameter in zip(names, parameters, strict=True)}
-        return -torch.func.functional_call(_LogProb(model), given, (x,))
-
-    assert torch.autograd.gradcheck(nll, values)
-
-
-class _LogProb(torch.nn.Module):
-    def __init__(self, model: AutoregressiveDensity) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.model.log_prob(x).sum()
-
-
-@every_model
-def test_saved_and_reloaded_with_tensors_only(name: str, tmp_path: Path) -> None:
-    model, other = build(name), build(name, seed=1)
-    torch.save(model.state_dict(), tmp_path / "state.pt")
-    assert not torch.equal(other.log_prob(every_image()), model.log_prob(every_image()))
-    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert torch.equal(other.log_prob(every_image()), model.log_prob(every_image()))
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (3, 4), (4, 4)])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_parameters_are_counted_exactly(name: str, shape: tuple[int, int]) -> None:
+    reference = REFERENCES[name]
+    for arguments in reference.arguments:
+        model = build(name, shape, **arguments)
+        assert model.parameter_count == reference.parameters(model.dim, **arguments)
+        assert model.effective_parameter_count == model.parameter_count - reference.unseen(model.dim, **arguments)
 
 
 @every_model
@@ -176,11 +144,11 @@ def test_the_same_seed_draws_the_same_samples(name: str) -> None:
 
 @every_model
 def test_samples_have_the_exact_probabilities(name: str) -> None:
-    model, draws = build(name, order="random-2"), 20_000
+    model, draws = build(name, order=an_order(name)), 20_000
     samples = model.sample(draws, torch.Generator().manual_seed(0))
-    numbers = (samples @ (2.0 ** torch.arange(8, -1, -1, dtype=torch.float64))).long()
-    observed = torch.bincount(numbers, minlength=512).numpy()
-    expected = model.log_prob(every_image()).exp().detach().numpy() * draws
+    numbers = (samples @ (2.0 ** torch.arange(model.dim - 1, -1, -1, dtype=torch.float64))).long()
+    observed = torch.bincount(numbers, minlength=2**model.dim).numpy()
+    expected = model.log_prob(every_image(model.dim)).exp().detach().numpy() * draws
     rare = expected < 5  # too few for χ²: taken together
     cells = [np.append(counts[~rare], counts[rare].sum()) for counts in (observed, expected)]
     cells = [c[:-1] if cells[1][-1] == 0 else c for c in cells]
@@ -190,12 +158,11 @@ def test_samples_have_the_exact_probabilities(name: str) -> None:
 @every_model
 @in_every_order
 def test_completions_have_the_exact_conditional_probabilities(name: str, order: str | list[int]) -> None:
-    model, draws = build(name, order=order), 4000
-    observed = torch.zeros(9, dtype=torch.bool)
-    observed[model.order[:7]] = True
-    x = every_image()[293]
+    model, draws = build(name, order=allowed(name, order)), 4000
+    observed = torch.zeros(model.dim, dtype=torch.bool)
+    observed[model.order[:-2]] = True
+    x = every_image(model.dim)[147]
     completed = model.complete(x.repeat(draws, 1), observed, torch.Generator().manual_seed(3))
-    assert torch.equal(completed[:, observed], x[observed].repeat(draws, 1))
     candidates = x.repeat(4, 1)
     candidates[:, ~observed] = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
     expected = model.log_prob(candidates).softmax(0).detach()
@@ -207,35 +174,40 @@ def test_completions_have_the_exact_conditional_probabilities(name: str, order: 
 @every_model
 def test_observed_pixels_that_are_no_prefix_are_refused(name: str) -> None:
     model = build(name)
-    observed = torch.zeros(9, dtype=torch.bool)
+    observed = torch.zeros(model.dim, dtype=torch.bool)
     observed[[0, 2]] = True
     with pytest.raises(ValueError, match="prefix of the model's order"):
-        model.complete(every_image()[:1], observed)
+        model.complete(every_image(model.dim)[:1], observed)
 
 
 @every_model
 def test_images_of_the_wrong_size_or_not_binary_are_refused(name: str) -> None:
     model = build(name)
-    with pytest.raises(ValueError, match=r"9 pixels \(3×3\), got 10"):
-        model.log_prob(torch.zeros(2, 10))
+    (height, width), n = model.shape, model.dim
+    with pytest.raises(ValueError, match=rf"{n} pixels \({height}×{width}\), got {n + 1}"):
+        model.log_prob(torch.zeros(2, n + 1))
     with pytest.raises(ValueError, match="must be binary"):
-        model.log_prob(torch.full((2, 9), 0.5))
+        model.log_prob(torch.full((2, n), 0.5))
 
 
 @every_model
 def test_integer_and_image_shaped_input(name: str) -> None:
-    model, x = build(name), every_image()[:50]
-    assert torch.equal(model.log_prob(x.to(torch.uint8).view(-1, 3, 3)), model.log_prob(x))
+    model = build(name)
+    x = every_image(model.dim)[:50]
+    assert torch.equal(model.log_prob(x.to(torch.uint8).view(-1, *model.shape)), model.log_prob(x))
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "tabular"])
+@every_model
 def test_output_biases_start_at_the_log_odds(name: str) -> None:
-    model = build(name, order="random-1")
+    model = build(name, order=an_order(name))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    x = (torch.rand(400, 9, generator=torch.Generator().manual_seed(0)) < torch.linspace(0, 1, 9)).double()
+    chance = torch.linspace(0, 1, model.dim)
+    x = (torch.rand(400, model.dim, generator=torch.Generator().manual_seed(0)) < chance).double()
     model.initialize(x[:, model.order])
+    if not any(parameter.any() for parameter in model.parameters()):
+        pytest.skip("it has none")
     ones = x.sum(0)
     expected = ((ones + 0.5) / (400.5 - ones)).log().clamp(-5, 5)
     torch.testing.assert_close(model(x[:1])[0], expected)
@@ -243,7 +215,8 @@ def test_output_biases_start_at_the_log_odds(name: str) -> None:
 
 @every_regularized
 def test_input_dropout_is_for_training_only_and_none_changes_no_bit(name: str) -> None:
-    model, x = build(name), every_image()
+    model = build(name)
+    x = every_image(model.dim)
     exact, random_state = model.log_prob(x), torch.get_rng_state()
     assert torch.equal(model.train().log_prob(x), exact)
     assert torch.equal(torch.get_rng_state(), random_state)
@@ -252,9 +225,9 @@ def test_input_dropout_is_for_training_only_and_none_changes_no_bit(name: str) -
     assert not torch.equal(dropping.train().log_prob(x), exact)
 
 
-@every_regularized
+@pytest.mark.parametrize("name", [name for name in REGULARIZED if name in REFERENCES])
 def test_input_dropout_drops_each_input_alone_and_counts_the_kept_ones_more(name: str) -> None:
-    model, logit, draws = build(name, input_dropout=0.3).train(), getattr(reference, name), 4000
+    model, logit, draws = build(name, shape=(3, 3), input_dropout=0.3).train(), REFERENCES[name].logit, 4000
     z, t = torch.tensor([[1.0, 1, 0, 1, 1, 0, 1, 1, 1]], dtype=torch.float64), 5
     kept = list(itertools.product([0, 1], repeat=t))
     expected = torch.tensor([logit(model, [bit * k / 0.7 for bit, k in zip(z[0, :t].tolist(), ks, strict=True)], t)
@@ -271,7 +244,8 @@ def test_input_dropout_drops_each_input_alone_and_counts_the_kept_ones_more(name
 
 @every_regularized
 def test_input_dropout_leaves_the_targets(name: str) -> None:
-    model, x = build(name, input_dropout=0.5).train(), every_image()
+    model = build(name, input_dropout=0.5).train()
+    x = every_image(model.dim)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         logits = model(x)
@@ -299,7 +273,7 @@ def test_smoothness_compares_each_pair_of_pixels_with_its_neighbours(order: str 
     weights = {}  # of pixel t on pixel j, where j comes before t
     for t, j in itertools.product(itertools.product(range(3), repeat=2), repeat=2):
         if (s := step[3 * j[0] + j[1]]) < (r := step[3 * t[0] + t[1]]):
-            weights[t, j] = reference.causal(model.alpha, r, s)[0]
+            weights[t, j] = causal(model.alpha, r, s)[0]
     expected = 0.0
     for (t, j), weight in weights.items():
         for down, right in ((1, 0), (0, 1)):

@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from chainrule import testing
 from chainrule.density import AutoregressiveDensity
+from chainrule.orders import ORDERS
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))
-SMALL: dict[str, Any] = {"hidden": 5, "block": 4}  # what a configuration has of these is made small
 
 
 def configuration(name: str) -> DictConfig:
     return cast(DictConfig, OmegaConf.load(ROOT / "conf/model" / f"{name}.yaml"))
 
 
-def build(name: str, shape: tuple[int, int] = (3, 3), seed: int = 0, **arguments: object) -> AutoregressiveDensity:
-    """The model in float64 and evaluation mode, with every parameter perturbed."""
-    cfg = configuration(name)
-    chosen = {key: value for key, value in (SMALL | arguments).items() if key in cfg}
+def model_class(name: str) -> type[AutoregressiveDensity]:
+    return get_class(configuration(name)._target_)
+
+
+def an_order(name: str, wanted: str = "random-3") -> str:
+    """The wanted order, or one that makes sense for the model."""
+    orders = model_class(name).orders
+    return wanted if orders == ORDERS else orders[-1]
+
+
+def build(name: str, shape: tuple[int, int] | None = None, seed: int = 0, **arguments: object) -> AutoregressiveDensity:
+    """The model in float64 and evaluation mode, made small, with every parameter perturbed."""
+    cfg, small = configuration(name), dict(model_class(name).small)
+    shape = shape or small.pop("shape", (3, 3))
+    chosen = {key: value for key, value in (small | arguments).items() if key in cfg}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: AutoregressiveDensity = instantiate(cfg, shape=shape, _convert_="all", **chosen).double().eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter))
-    return model
+        model = instantiate(cfg, shape=shape, _convert_="all", **chosen)
+    return testing.perturbed(model.double().eval(), seed)
 
 
 def every_image(n: int = 9) -> Tensor:
     """All 2ⁿ images, (2ⁿ, n) float64."""
-    return torch.tensor(list(itertools.product([0.0, 1.0], repeat=n)), dtype=torch.float64)
+    return testing.every_image(n)

@@ -24,6 +24,8 @@ from chainrule.files import FULL
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from chainrule.density import AutoregressiveDensity
+
 HERE = Path(__file__).resolve().parent
 # The wheel carries conf/ inside the package; a checkout uses the one that its user edits.
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parents[1] / "conf"
@@ -47,6 +49,7 @@ USAGE = """chainrule: exact-likelihood autoregressive models of binary images
   chainrule complete run=DIR          keep half of some test images, draw the rest
   chainrule mix runs=DIR,DIR          the equal-weight mixture of finished runs
   chainrule certify run=DIR           checks that a run's number is a normalized likelihood; certificate.json
+  chainrule check model=foo           checks that a model is a normalized, causal density
   chainrule compress run=DIR file=F   the test images, or your own, in one file without loss
   chainrule decompress run=DIR file=F the images in it
   chainrule tabulate runs=DIR         a table of all finished runs below DIR
@@ -117,6 +120,20 @@ def certify(cfg: DictConfig) -> None:
     _show(proving.table(certificate))
     if not certificate["passed"]:
         sys.exit(1)
+
+
+def check(cfg: DictConfig) -> None:
+    from chainrule import testing  # noqa: PLC0415
+
+    model: type[AutoregressiveDensity] = hydra.utils.get_class(cfg.model._target_)
+    given = [override.partition("=")[0].strip("+~") for override in HydraConfig.get().overrides.task]
+    small = {key: value for key, value in model.small.items() if key in cfg.model and f"model.{key}" not in given}
+    shape = {"shape": model.small["shape"]} if "shape" in model.small else {}
+    try:
+        done = testing.check(partial(hydra.utils.instantiate, cfg.model, _convert_="all"), **small, **shape)
+    except AssertionError as error:
+        raise ValueError(str(error)) from error
+    _show(f"{model.__name__}: {len(done)} checks passed")
 
 
 def compress(cfg: DictConfig) -> None:
@@ -200,7 +217,7 @@ def dashboard(cfg: DictConfig) -> None:
 VERBS: dict[str, Callable[[DictConfig], float | None]] = {
     verb.__name__: verb
     for verb in (
-        train, evaluate, sample, complete, mix, certify, compress, decompress,
+        train, evaluate, sample, complete, mix, certify, check, compress, decompress,
         tabulate, report, compare, search, bench, claims, dashboard,
     )
 }  # fmt: skip
