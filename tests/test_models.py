@@ -80,6 +80,7 @@ def test_a_model_of_ones_own_is_two_files(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     monkeypatch.setattr(sys, "argv", ["chainrule", "check", f"model={name}", f"--config-dir={tmp_path}"])
     if said:
         with pytest.raises(SystemExit) as stop:
