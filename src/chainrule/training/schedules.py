@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, LRScheduler, SequentialLR
 
 
 def constant(optimizer: Optimizer, steps: int) -> LRScheduler:
@@ -11,11 +11,19 @@ def constant(optimizer: Optimizer, steps: int) -> LRScheduler:
     return LambdaLR(optimizer, lambda step: 1.0)
 
 
-def cosine(optimizer: Optimizer, steps: int, *, final: float = 0.0) -> LRScheduler:
-    """From lr down to ``final`` · lr along half a cosine (Loshchilov & Hutter, 2017, eq. 5, without restarts)."""
+def cosine(optimizer: Optimizer, steps: int, *, final: float = 0.0, warmup: int = 0) -> LRScheduler:
+    """Linearly up to lr in ``warmup`` steps, then down to ``final`` · lr along half a cosine.
+
+    Loshchilov & Hutter, 2017, eq. 5, without restarts.
+    """
     if not (isinstance(final, int | float) and 0 <= final <= 1):
         raise ValueError(f"scheduler.final is a fraction of the learning rate, 0 to 1, got {final}")
-    return CosineAnnealingLR(optimizer, T_max=max(1, steps), eta_min=final * optimizer.defaults["lr"])
+    if not (isinstance(warmup, int) and warmup >= 0):
+        raise ValueError(f"scheduler.warmup is a number of steps, at least 0, got {warmup}")
+    down = CosineAnnealingLR(optimizer, T_max=max(1, steps - warmup), eta_min=final * optimizer.defaults["lr"])
+    if not warmup:
+        return down
+    return SequentialLR(optimizer, [LinearLR(optimizer, 1 / warmup, total_iters=warmup), down], [warmup])
 
 
 def inverse_time(optimizer: Optimizer, steps: int, *, tau: float) -> LRScheduler:
