@@ -6,10 +6,14 @@ as plain Python loops straight from its equations. A model without an entry here
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import exp
+from functools import cache
+from math import erf, exp, sqrt, tanh
 from typing import Any
+
+from torch import nn
 
 from chainrule.density import AutoregressiveDensity
 from chainrule.nn.causal_linear import CausalLinear
@@ -63,11 +67,92 @@ def nade(model: AutoregressiveDensity, z: list[int], t: int) -> float:
     return b[t] + sum(V[t][i] * h[i] for i in range(len(c)))
 
 
+def affine(layer: nn.Module, x: list[float]) -> list[float]:
+    return [
+        b + sum(w * v for w, v in zip(row, x, strict=True))
+        for row, b in zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)
+    ]
+
+
+def normalized(layer: nn.Module, x: list[float]) -> list[float]:
+    mean = sum(x) / len(x)
+    scale = (sum((v - mean) ** 2 for v in x) / len(x) + layer.eps) ** -0.5
+    return [(v - mean) * scale * w + b for v, w, b in zip(x, layer.weight.tolist(), layer.bias.tolist(), strict=True)]
+
+
+def gelu(a: float) -> float:
+    return a * (1 + erf(a / sqrt(2))) / 2
+
+
+def pixelcnn(model: AutoregressiveDensity, z: list[int], t: int) -> float:
+    """Both streams, position by position; then the entry of the patch's table that its bits so far name."""
+    (rows, columns), m = model.cells, model.patch**2
+    where = model.where().tolist()
+
+    def conv(layer: nn.Module, x: Callable[[int, int], list[float]], row: int, column: int) -> list[float]:
+        """The window ends at (row, column), and goes half its width to the right of it where it sees rows above."""
+        left, top = layer.padding[2], layer.padding[4] if len(layer.padding) > 4 else 0
+        total = [0.0] * len(layer.weight)
+        for dy, dx in itertools.product(range(layer.rows), range(layer.columns)):
+            y, i = row + dy - top, column + dx - left
+            if 0 <= y < rows and 0 <= i < columns:
+                for unit, weights in enumerate(layer.weight[:, :, dy, dx].tolist()):
+                    total[unit] += sum(w * v for w, v in zip(weights, x(y, i), strict=True))
+        return total
+
+    def g(a: list[float]) -> list[float]:
+        half = len(a) // 2
+        return (
+            [tanh(p) * sigma(q) for p, q in zip(a[:half], a[half:], strict=True)]
+            if model.blocks[0].gates
+            else [*map(gelu, a)]
+        )
+
+    def bits(y: int, x: int) -> list[float]:
+        return z[(y * columns + x) * m :][:m]
+
+    @cache
+    def v(level: int, y: int, x: int) -> list[float]:
+        if not level:
+            return added(conv(model.above, bits, y, x), where[y][x])
+        k = model.blocks[level - 1]
+        seen = conv(k.K_v, lambda y, x: normalized(k.norm_v, v(level - 1, y, x)), y, x)
+        return added(v(level - 1, y, x), affine(k.A_v, g(seen)))
+
+    @cache
+    def h(level: int, y: int, x: int) -> list[float]:
+        if not level:
+            return added(conv(model.left, bits, y, x), v(0, y, x))
+        k = model.blocks[level - 1]
+        seen = conv(k.K_h, lambda y, x: normalized(k.norm_h, h(level - 1, y, x)), y, x)
+        return added(h(level - 1, y, x), affine(k.A_h, g(added(seen, affine(k.L, v(level, y, x))))))
+
+    patch, i = divmod(t, m)
+    norm, first, _, last = model.table
+    y, x = divmod(patch, columns)
+    table = affine(last, [*map(gelu, affine(first, normalized(norm, h(len(model.blocks), y, x))))])
+    context = int("".join(map(str, z[patch * m : t])) or "0", 2)
+    return model.b[model.order].tolist()[t] + table[2**i - 1 + context]
+
+
+def added(a: list[float], b: list[float]) -> list[float]:
+    return [p + q for p, q in zip(a, b, strict=True)]
+
+
+def pixelcnn_parameters(n: int, gates: bool) -> int:
+    """c = 3 channels, 2 blocks, a first layer of 2×3, windows of 2×5 and 1×3."""
+    c, wide = 3, 6 if gates else 3
+    first = c * (2 * 3 + 1) + c * n
+    block = 4 * c + c * wide * (2 * 5 + 3) + (c + 1) * wide + 2 * (c + 1) * c
+    return first + 2 * block + 2 * c + (c + 1) * (c + 1) + n
+
+
 WIDTHS = [{"hidden": d} for d in (1, 3, 8)]
 
 REFERENCES = {
     "tabular": Reference(tabular, lambda n: 2**n - 1),
     "fvsbn": Reference(fvsbn, lambda n: n * (n + 1) // 2),
     "mlp": Reference(mlp, lambda n, hidden: hidden * n * (n - 1) // 2 + n * (2 * hidden + 1), WIDTHS),
+    "pixelcnn": Reference(pixelcnn, pixelcnn_parameters, [{"gates": False}, {"gates": True}]),
     "nade": Reference(nade, lambda n, hidden: 2 * n * hidden + hidden + n, WIDTHS, lambda n, hidden: hidden),
 }

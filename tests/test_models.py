@@ -124,6 +124,19 @@ def test_the_equations(name: str, order: str | list[int]) -> None:
         assert model.conditionals(image[None])[0].tolist() == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("name", [name for name in MODELS if "patch" in configuration(name)])
+@pytest.mark.parametrize("arguments", [{}, {"order": "transposed_lr", "told": True}], ids=str)
+def test_patches(name: str, arguments: dict[str, object]) -> None:
+    model = build(name, (4, 4), patch=2, **arguments)
+    for invariant in (testing.normalization, testing.causality, testing.walk, testing.drawing):
+        invariant(model)
+    (image,) = every_image(16)[12345:12346]
+    expected = [REFERENCES[name].logit(model, image.int().tolist(), t) for t in range(16)]
+    assert model.conditionals(image[None])[0].tolist() == pytest.approx(expected, abs=1e-12)
+    with pytest.raises(InstantiationException, match="cannot be cut into patches"):
+        build(name, (3, 4), patch=2)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (2, 2), (3, 4), (4, 4)])
 @pytest.mark.parametrize("name", REFERENCES)
 def test_parameters_are_counted_exactly(name: str, shape: tuple[int, int]) -> None:
