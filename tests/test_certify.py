@@ -41,7 +41,12 @@ def base_of(kind: type[AutoregressiveDensity]) -> str:
 def perturbed(kind: type[AutoregressiveDensity] | str, shape: tuple[int, int] = (4, 4)) -> AutoregressiveDensity:
     """Any model, honest or not, in float32 with the parameters that all of its kind have here."""
     if isinstance(kind, str):
-        return build(kind, shape, seed=3, order=an_order(kind)).float()
+        model = build(kind, shape, order=an_order(kind)).float()
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator))
+        return model
     model = perturbed(base_of(kind), shape)
     model.__class__ = kind
     return model
