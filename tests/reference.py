@@ -9,13 +9,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-<<<<<<< HEAD
 from functools import cache
-from math import erf, exp, sqrt, tanh
-=======
 from itertools import pairwise
-from math import exp
->>>>>>> 7218ce7 (MADE: sorted degrees make every mask a staircase, and half of each product is skipped)
+from math import erf, exp, sqrt, tanh
 from typing import Any
 
 from torch import nn
@@ -72,7 +68,6 @@ def nade(model: AutoregressiveDensity, z: list[int], t: int) -> float:
     return b[t] + sum(V[t][i] * h[i] for i in range(len(c)))
 
 
-<<<<<<< HEAD
 def affine(layer: nn.Module, x: list[float]) -> list[float]:
     return [
         b + sum(w * v for w, v in zip(row, x, strict=True))
@@ -151,7 +146,8 @@ def pixelcnn_parameters(n: int, gates: bool) -> int:
     first = c * (2 * 3 + 1) + c * n
     block = 4 * c + c * wide * (2 * 5 + 3) + (c + 1) * wide + 2 * (c + 1) * c
     return first + 2 * block + 2 * c + (c + 1) * (c + 1) + n
-=======
+
+
 def made(model: AutoregressiveDensity, z: list[int], t: int) -> float:
     """Layer by layer: each unit sees those below whose degree is at most its own; the weights belong to pixels."""
     order, n = model.order.tolist(), model.dim
@@ -185,7 +181,6 @@ def made_sizes(n: int, hidden: list[int], direct: bool) -> tuple[int, int]:
     pairs = [*pairwise(degrees), *([(degrees[0], degrees[-1])] if direct else [])]
     masked = sum(below > above for belows, aboves in pairs for below in belows for above in aboves)
     return sum(len(a) * len(b) for a, b in pairs) + sum(hidden) + n, masked
->>>>>>> 7218ce7 (MADE: sorted degrees make every mask a staircase, and half of each product is skipped)
 
 
 WIDTHS = [{"hidden": d} for d in (1, 3, 8)]

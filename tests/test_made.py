@@ -87,7 +87,7 @@ def test_smoothness_is_that_of_the_first_and_the_last_weights() -> None:
     model = build("made", order="spiral", smoothness=0.7)
     grid = model.own_order.argsort().view(3, 3)
     expected = 0.0
-    for rows in (model.layers[0].weight, model.layers[-1].weight.T):
+    for rows in (model.layers[0].weight.detach(), model.layers[-1].weight.detach().T):
         image = rows[grid]  # (3, 3, d)
         expected -= 0.35 * sum(float(image.diff(dim=dim).square().sum()) for dim in (0, 1))
     assert model.log_prior().item() == pytest.approx(expected, rel=1e-6)

@@ -42,9 +42,9 @@ def check(model: Callable[..., AutoregressiveDensity], **arguments: object) -> l
     done = []
     for kind in [{"order": order} for order in some_orders(cls)] + [{"order": cls.orders[1], "shape": (2, 4)}]:
         for invariant in INVARIANTS:
-            what = f"{invariant.__name__} with { ({**given, **kind}) }"
+            what = f"{invariant.__name__} with {given | kind}"
             try:
-                invariant(perturbed(model(**{**given, **kind}).double().eval()))
+                invariant(perturbed(model(**(given | kind)).double().eval()))
             except AssertionError as error:
                 raise AssertionError(f"{cls.__name__}: {what}: {error}") from error
             done.append(what)
