@@ -116,7 +116,9 @@ def mix(cfg: DictConfig) -> None:
 def certify(cfg: DictConfig) -> None:
     from chainrule.evaluation import certify as proving  # noqa: PLC0415
 
-    if not proving.certify(cfg, _show):
+    certificate = proving.certify(cfg)
+    _show(proving.table(certificate))
+    if not certificate["passed"]:
         sys.exit(1)
 
 
@@ -135,15 +137,15 @@ def check(cfg: DictConfig) -> None:
 
 
 def compress(cfg: DictConfig) -> None:
-    from chainrule.evaluation import coding  # noqa: PLC0415
+    from chainrule.evaluation import archive  # noqa: PLC0415
 
-    _show(coding.compress(cfg))
+    _show(archive.table(archive.compress(cfg)))
 
 
 def decompress(cfg: DictConfig) -> None:
-    from chainrule.evaluation import coding  # noqa: PLC0415
+    from chainrule.evaluation import archive  # noqa: PLC0415
 
-    path, count = coding.decompress(cfg)
+    path, count = archive.decompress(cfg)
     _show(f"written: {path} ({count:,} images)")
 
 
@@ -189,18 +191,17 @@ def search(cfg: DictConfig) -> None:
 
 
 def bench(cfg: DictConfig) -> None:
-    from chainrule.bench import run, show  # noqa: PLC0415
+    from chainrule.bench import run, table  # noqa: PLC0415
 
     job = HydraConfig.get()
-    for table in show.tables(run.run(cfg, job.runtime.output_dir, list(job.overrides.task))):
-        _show(table)
+    print(table.render(run.bench(cfg, job.runtime.output_dir, list(job.overrides.task))))
 
 
 def claims(cfg: DictConfig) -> None:
-    from chainrule.reporting import claims as measuring  # noqa: PLC0415
+    from chainrule.bench import claims as study  # noqa: PLC0415
 
     _runs(cfg)
-    print(measuring.claims(cfg))
+    print(study.claims(cfg))
 
 
 def dashboard(cfg: DictConfig) -> None:

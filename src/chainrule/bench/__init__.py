@@ -1,1 +1,1 @@
-"""``chainrule bench``: what training, scoring and sampling cost on this machine, beside what they could cost."""
+"""``chainrule bench``: the cost of training, scoring and sampling on this machine, side by side with rivals."""

@@ -1,22 +1,27 @@
-"""One run of the benchmark: measure everything, write ``bench.json`` and ``bench.png``."""
+"""One run of the benchmark: measure, then write ``bench.json``, ``bench.md`` and ``bench.png``."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+import torch
+from omegaconf import DictConfig, ListConfig
 
-from chainrule.bench import growth, machine, memory, overhead, speed
-from chainrule.bench.clock import Clock, Spread, spread
-from chainrule.bench.job import Job, job
-from chainrule.bench.plot import save_plot
-from chainrule.bench.targets import judged
-from chainrule.bench.work import Ceiling, ceiling
+from chainrule.bench.cases import Case, inference, make_case
+from chainrule.bench.growth import measure_growth
+from chainrule.bench.rivals import RIVALS, Rival
+from chainrule.bench.roofline import Ceiling, count_flops, measure_ceiling
+from chainrule.bench.table import render
+from chainrule.bench.timing import Timer, quartiles
+from chainrule.density import AutoregressiveDensity
+from chainrule.files import content_of, write_whole
+from chainrule.reporting.growth import growth_figure
 from chainrule.runs.load import device_named
 from chainrule.runs.provenance import provenance
 from chainrule.runs.record import write_json
@@ -25,114 +30,106 @@ from chainrule.validate import number
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1  # of bench.json
-FEWEST_ROUNDS = 5  # below it, quartiles say nothing
-
-# What a number in the configuration may be at least.
-LEAST: dict[str, tuple[type[int] | type[float], float]] = {
-    "rounds": (int, FEWEST_ROUNDS), "seconds": (float, 0), "batch": (int, 1), "images": (int, 1),
-    "epoch": (int, 1), "seed": (int, 0),
-}  # fmt: skip
-
-Measured = dict[str, tuple[Job, Spread]]
+SCHEMA = 2  # of bench.json
+OURS = "chainrule"
 
 
-def check(cfg: DictConfig) -> None:
-    """Looks at the configuration before anything costs time.
-
-    Raises:
-        ValueError: a number is mistyped or too small, a model is unknown, or there is no such device.
-    """
-    device_named(cfg.device)
-    for key, (kind, least) in LEAST.items():
-        number(key, cfg[key], kind, least)
-    for model in cfg.models:
-        if model not in cfg.zoo or not cfg.sizes.get(model):
-            known = ", ".join(key for key in cfg.zoo if cfg.sizes.get(key))
-            raise ValueError(f"models: {model!r} is not one of {known}; +model@zoo.{model}={model} and sizes add one")
-
-
-def run(cfg: DictConfig, run_dir: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Measures, writes ``bench.json`` and ``bench.png`` into ``run_dir``, and returns the former's content.
+def bench(cfg: DictConfig, run_dir: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Measures the models of ``cfg.models``, writes three files into ``run_dir`` and returns the content of the JSON.
 
     Raises:
         ValueError: the configuration cannot work.
     """
     check(cfg)
     started, out = time.perf_counter(), Path(run_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    record = {"schema": SCHEMA, **provenance()} | _measured(cfg) | {
-        "memory_method": memory.method(cfg.device),
-        "instructions": machine.instructions(),
+    timer = Timer(rounds=cfg.rounds, seconds=cfg.seconds, device=cfg.device)
+    log.info("ceiling of this machine")
+    ceiling = measure_ceiling(timer)
+    models: list[dict[str, Any]] = []
+    rivals: list[dict[str, Any]] = []
+    for name in cfg.models:
+        log.info("%s", name)
+        model, beside = measure(make_case(cfg, name), cfg.images, timer, ceiling)
+        models.append(model)
+        rivals += beside
+    record = {"schema": SCHEMA, **provenance(), "ceiling": asdict(ceiling), "models": models, "rivals": rivals}
+    if cfg.growth:
+        log.info("growth")
+        record["growth"] = measure_growth(cfg, timer)
+    record |= {
         "seconds": time.perf_counter() - started,
         "overrides": public_words(overrides),
         "config": public_config(cfg),
-    }  # fmt: skip
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / "bench.png", content_of(growth_figure(record).savefig))
+    write_whole(out / "bench.md", f"{render(record, 'markdown')}\n".encode())
     write_json(out / "bench.json", record)
-    save_plot(record, out / "bench.png")
-    log.info("written: %s", out)
+    log.info("written to %s", out)
     return record
 
 
-def _measured(cfg: DictConfig) -> dict[str, Any]:
-    """Every part of the record that takes time; the figures that targets are about are collected on the way."""
-    clock, figures = Clock(rounds=cfg.rounds, seconds=cfg.seconds, device=cfg.device), Measured()
-    others = machine.Others()
-    log.info("the machine's ceiling")
-    top = ceiling(clock)
-    record: dict[str, Any] = {"ceiling": asdict(top), "models": [_model(cfg, one, clock) for one in _jobs(cfg)]}
-    if "nade" in cfg.models:
-        record["nade"] = _nade(cfg, clock, top, figures)
-    if "mlp" in cfg.models:
-        log.info("mlp: bfloat16")
-        record["precision"] = speed.of_precision(_first(cfg, "mlp"), cfg.images, clock)
-    if "fvsbn" in cfg.models:
-        record["lightning"] = _fvsbn(cfg, clock, figures)
-    if cfg.growth:
-        log.info("growth")
-        record["growth"] = growth.of_growth(cfg, clock)
-    share = others.share()
-    return record | {"others_share": share, "targets": judged(figures, share)}
+def check(cfg: DictConfig) -> None:
+    """Raises a ValueError for what cannot work, before anything costs time."""
+    device_named(cfg.device)
+    for key in ("rounds", "batch", "images"):
+        number(key, cfg[key], int, 1)
+    number("seconds", cfg.seconds, float, 0)
+    for name in cfg.models:
+        if name not in cfg.zoo:
+            raise ValueError(
+                f"models: {name!r} is not one of {', '.join(cfg.zoo)}; +model@zoo.{name}={name} adds one of conf/model"
+            )
+    for name, n in cfg.pixels.items():
+        number(f"pixels.{name}", n, int, 1)
+    for key in ("growth_n", "growth_d"):
+        for name, sizes in cfg[key].items():
+            if not isinstance(sizes, ListConfig):
+                raise ValueError(f"{key}.{name} must be a list of sizes, got {sizes!r}")
+            for size in sizes:
+                number(f"{key}.{name}", size, int, 1)
 
 
-def _nade(cfg: DictConfig, clock: Clock, top: Ceiling, figures: Measured) -> dict[str, Any]:
-    """NADE and its rivals; adds four figures."""
-    nade = _first(cfg, "nade")
-    log.info("%s: its rivals", _label(nade))
-    rivals = speed.of_rivals(nade, clock, top)
-    if cfg.memory:
-        peaks = memory.peaks([nade.changed(**change) for change in speed.RIVALS.values()])
-        rivals = [rival | {"memory": peak} for rival, peak in zip(rivals, peaks, strict=True)]
-        figures["memory"] = nade, spread([peaks[0] / 1e6])
-    figures |= {rival["name"]: (nade, Spread(**rival["ratio"])) for rival in rivals}
-    figures["sampling"] = nade, spread(speed.sampling_against_forward(nade, cfg.images, clock))
-    return {"n": nade.n, "d": nade.d, "rivals": rivals}
+def measure(case: Case, images: int, timer: Timer, ceiling: Ceiling) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The cost of a model and of its rivals, side by side; ratios are taken round by round."""
+    density = case.density()
+    rivals = {name: make(density) for name, make in RIVALS.get(case.name, {}).items()}
+    steps = {OURS: case.training(density)} | {
+        name: case.training_step(rival.parameters, _objective(density, rival)) for name, rival in rivals.items()
+    }
+    flops = [count_flops(step) for step in steps.values()]
+    training = timer.alternate(steps)
+    density.eval()
+    x, generator = case.images(images), torch.Generator().manual_seed(case.seed)
+    z = x[:, density.order].to(density.dtype)
+    with torch.no_grad():
+        seconds = timer.alternate(
+            inference(density, x, generator)
+            | {"one": lambda: density.sample(1, generator)}
+            | {name: partial(rival.conditionals, z) for name, rival in rivals.items()}
+        )
+    sample, one_pass, step = seconds["sample"], seconds["pass"], quartiles(training[OURS])
+    model = {
+        "model": case.name, "n": case.n, "d": case.d, "parameters": density.parameter_count, "kernel": density.backend,
+        "step_seconds": step,
+        "bound_seconds": ceiling.seconds(min(filter(None, flops), default=0), density.parameter_count),
+        "train_images_per_second": case.batch / step["median"],
+        "score_images_per_second": images / quartiles(seconds["score"])["median"],
+        "sample_images_per_second": images / quartiles(sample)["median"],
+        "latency_seconds": quartiles(seconds["one"]),
+        "sample_over_pass": quartiles(sample / one_pass),
+        "n_passes_over_sample": quartiles(case.n * one_pass / sample),
+    }  # fmt: skip
+    return model, [
+        {
+            "model": case.name, "rival": name,
+            "seconds": quartiles(training[name]),
+            "ratio": quartiles(training[name] / training[OURS]),
+            "sampling_ratio": quartiles(rival.passes * seconds[name] / sample),
+        }
+        for name, rival in rivals.items()
+    ]  # fmt: skip
 
 
-def _fvsbn(cfg: DictConfig, clock: Clock, figures: Measured) -> dict[str, Any]:
-    """Lightning's overhead, measured with the model that leaves most room for it; adds two figures."""
-    fvsbn = _first(cfg, "fvsbn")
-    log.info("%s: n full passes, and Lightning's overhead", _label(fvsbn))
-    part = overhead.of_lightning(cfg, fvsbn, cfg.epoch, clock)
-    figures["lightning"] = fvsbn, Spread(**part["ratio"])
-    figures["passes"] = fvsbn, spread(speed.passes_against_sampling(fvsbn, clock))
-    return part
-
-
-def _jobs(cfg: DictConfig) -> list[Job]:
-    return [job(cfg, model, size.n, size.get("d")) for model in cfg.models for size in cfg.sizes[model]]
-
-
-def _first(cfg: DictConfig, model: str) -> Job:
-    size = cfg.sizes[model][0]
-    return job(cfg, model, size.n, size.get("d"))
-
-
-def _model(cfg: DictConfig, one: Job, clock: Clock) -> dict[str, Any]:
-    log.info("%s", _label(one))
-    peak = {"memory": memory.peak(one)} if cfg.memory else {}
-    return speed.of_model(one, cfg.images, clock) | peak
-
-
-def _label(one: Job) -> str:
-    return f"{speed.name(one)}, n = {one.n}" + (f", d = {one.d}" if one.d else "")
+def _objective(density: AutoregressiveDensity, rival: Rival) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: rival.loss(x[:, density.order].to(density.dtype)).mean()

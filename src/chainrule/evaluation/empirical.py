@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from chainrule.density import BinaryDensity
-
-BATCH = 1000  # images scored at a time
+from chainrule.evaluation.scoring import nll_per_image
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,13 @@ class Empirical:
     images: Tensor  # (K, n) uint8
     counts: Tensor  # (K,) int64
 
+    @classmethod
+    def of(cls, images: Tensor) -> Self:
+        """Of images (N, n) of 0 and 1."""
+        bits = images.numpy().astype(np.uint8)
+        packed, counts = np.unique(np.packbits(bits, axis=1), axis=0, return_counts=True)
+        return cls(torch.from_numpy(np.unpackbits(packed, axis=1, count=bits.shape[1])), torch.from_numpy(counts))
+
     @property
     def total(self) -> int:
         """N, the images of the set."""
@@ -35,8 +42,13 @@ class Empirical:
 
     @property
     def distinct(self) -> int:
-        """K, how many of them differ."""
+        """K, the images that differ."""
         return len(self.counts)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether images repeat often enough for a KL to say more than an NLL: below 90% are distinct."""
+        return self.distinct < 0.9 * self.total
 
     @property
     def entropy(self) -> float:
@@ -44,20 +56,10 @@ class Empirical:
         counts = self.counts.double()
         return math.log(self.total) - float((counts * counts.log()).sum()) / self.total
 
-    @torch.inference_mode()
     def cross_entropy(self, density: BinaryDensity) -> float:
         """−Σ p̂(x) ln p(x) in nats: the mean NLL of all N images, a float64 sum of what the density gives."""
-        nats = [-density.log_prob(x.to(density.device)).double().cpu() for x in self.images.split(BATCH)]
-        return float(self.counts.double() @ torch.cat(nats)) / self.total
+        return float(self.counts.double().numpy() @ nll_per_image(density, self.images)) / self.total
 
     def kl(self, density: BinaryDensity) -> float:
-        """KL(p̂ ‖ p) in nats, as exact as the density: ``density.double()`` for one near 0."""
+        """KL(p̂ ‖ p) in nats, as exact as the density: ``density.reference()`` for one near 0."""
         return self.cross_entropy(density) - self.entropy
-
-
-def empirical(images: Tensor) -> Empirical:
-    """The empirical distribution of images, (N, n) of 0 and 1."""
-    bits = images.numpy().astype(np.uint8)
-    packed, counts = np.unique(np.packbits(bits, axis=1), axis=0, return_counts=True)
-    distinct = np.unpackbits(packed, axis=1, count=bits.shape[1])
-    return Empirical(torch.from_numpy(distinct), torch.from_numpy(counts))

@@ -1,0 +1,139 @@
+"""The same models as they are usually written: what this package is timed against, in the same run.
+
+A rival is one function: it takes the model and returns its conditionals over parameters of its own, copies of the
+model's laid out as that code has them. :data:`RIVALS` lists them by the name of the model's configuration; tests hold
+each equal to its model. Everything is in chain order: z (B, n) bits → (B, n) logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chainrule.kernels import nade_torch
+from chainrule.models.fvsbn import FVSBN
+from chainrule.models.mlp import MLP
+from chainrule.models.nade import NADE
+from chainrule.nn.causal_linear import CausalLinear
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Another implementation of a model.
+
+    Args:
+        parameters: its own.
+        conditionals: (B, n) bits in chain order → (B, n) logits.
+        passes: how many times a sampler of this kind computes them: n, or 1 where one loop over pixels does both.
+    """
+
+    parameters: Sequence[nn.Parameter]
+    conditionals: Callable[[Tensor], Tensor]
+    passes: int
+
+    def loss(self, z: Tensor) -> Tensor:
+        """(B, n) bits in chain order → (B,) nats."""
+        return F.binary_cross_entropy_with_logits(self.conditionals(z), z, reduction="none").sum(1)
+
+
+def _own(*tensors: Tensor) -> list[nn.Parameter]:
+    return [nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format)) for tensor in tensors]
+
+
+# ---- FVSBN and MLP ----------------------------------------------------------------------------------
+
+
+def fvsbn_masked(model: FVSBN) -> Rival:
+    """One dense (n, n) matrix, masked at every step; a sampler makes a full pass for each pixel."""
+    weight, bias = parameters = _own(_dense(model.alpha).squeeze(1), model.alpha0)
+    mask = torch.ones_like(weight).tril(-1)
+    return Rival(parameters, lambda z: F.linear(z, weight * mask, bias), passes=model.dim)
+
+
+def mlp_masked(model: MLP) -> Rival:
+    """One dense (n, d, n) matrix, masked at every step; a sampler makes a full pass for each pixel."""
+    A, c, alpha, b = parameters = _own(_dense(model.A), model.c, model.alpha, model.b)
+    mask = torch.ones(model.dim, model.dim, device=A.device).tril(-1)[:, None]
+
+    def conditionals(z: Tensor) -> Tensor:
+        a = F.linear(z, (A * mask).flatten(0, 1)).view(len(z), *c.shape)
+        return (alpha * torch.sigmoid(a + c)).sum(2) + b
+
+    return Rival(parameters, conditionals, passes=model.dim)
+
+
+def _dense(layer: CausalLinear) -> Tensor:
+    """The layer's weights as a matrix, (n, d, n), with zeros where it has none."""
+    n, weight = layer.blocks[-1][1], layer.within
+    outputs: Tensor = layer(torch.eye(n, dtype=weight.dtype, device=weight.device))
+    return outputs.permute(1, 2, 0)
+
+
+# ---- NADE: a_t = c + Σ_{j<t} z_j W[j], h_t = σ(a_t), logit_t = b_t + V[t]·h_t ---------------------------
+
+
+def nade_loop(model: NADE) -> Rival:
+    """A Python step per pixel, as public implementations write it: W (d, n) as in the paper, a slice at each step.
+
+    The gradient of a slice is a whole matrix that is 0 everywhere else, and n of them are added up.
+    """
+    W, c, V, b = parameters = _own(model.W.t(), model.c, model.V, model.b)
+
+    def conditionals(z: Tensor) -> Tensor:
+        a, logits = c.expand(len(z), -1), []
+        for t in range(z.shape[1]):
+            now = slice(t, t + 1)
+            logits.append(torch.sigmoid(a) @ V[now].t() + b[now])
+            a = a + z[:, now] @ W[:, now].t()
+        return torch.cat(logits, 1)
+
+    return Rival(parameters, conditionals, passes=1)
+
+
+def nade_unbound(model: NADE) -> Rival:
+    """The same loop over rows that are taken apart once, so that their gradients are put together once."""
+    W, c, V, b = parameters = _own(model.W, model.c, model.V, model.b)
+
+    def conditionals(z: Tensor) -> Tensor:
+        a, logits = c.expand(len(z), -1), []
+        for z_t, W_t, V_t in zip(z.unbind(1), W.unbind(), V.unbind(), strict=True):
+            logits.append(torch.sigmoid(a) @ V_t)
+            a = a + torch.outer(z_t, W_t)
+        return torch.stack(logits, 1) + b
+
+    return Rival(parameters, conditionals, passes=1)
+
+
+def nade_cumsum(model: NADE) -> Rival:
+    """All steps at once, by a cumulative sum over (B, n, d)."""
+    W, c, V, b = parameters = _own(model.W, model.c, model.V, model.b)
+
+    def conditionals(z: Tensor) -> Tensor:
+        added = z.unsqueeze(2) * W
+        a = torch.cat([c.expand(len(z), 1, -1), added[:, :-1]], 1).cumsum(1)
+        return torch.einsum("btd,td->bt", torch.sigmoid(a), V) + b
+
+    return Rival(parameters, conditionals, passes=model.dim)
+
+
+def nade_chunked(model: NADE) -> Rival:
+    """The cumulative sum over chunks of steps, computed again in the backward pass: this package's torch kernel."""
+    W, c, V, b = parameters = _own(model.W, model.c, model.V, model.b)
+    return Rival(parameters, lambda z: nade_torch.conditionals(z, W, c, V, b), passes=model.dim)
+
+
+RIVALS: dict[str, dict[str, Callable[[Any], Rival]]] = {
+    "fvsbn": {"dense, masked": fvsbn_masked},
+    "mlp": {"dense, masked": mlp_masked},
+    "nade": {
+        "Python loop, as in public code": nade_loop,
+        "Python loop, rows unbound": nade_unbound,
+        "torch, in chunks": nade_chunked,
+        "torch, cumsum": nade_cumsum,
+    },
+}
