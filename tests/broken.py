@@ -141,3 +141,11 @@ class NotANumber(FVSBN):
 
     def walk(self, batch: int) -> Generator[Tensor, Tensor, None]:
         return AutoregressiveDensity.walk(self, batch)
+
+
+class PeekingInLargeBatches(FVSBN):
+    """Sees its own pixel where many images are scored together, as for a record, and nowhere else."""
+
+    def conditionals(self, z: Tensor) -> Tensor:
+        logits = super().conditionals(z)
+        return logits + 9 * (2 * z - 1) if len(z) >= 150 else logits

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from math import erf, exp, sqrt, tanh
 from typing import Any
 
@@ -147,11 +148,52 @@ def pixelcnn_parameters(n: int, gates: bool) -> int:
     return first + 2 * block + 2 * c + (c + 1) * (c + 1) + n
 
 
+def made(model: AutoregressiveDensity, z: list[int], t: int) -> float:
+    """Layer by layer: each unit sees those below whose degree is at most its own; the weights belong to pixels."""
+    order, n = model.order.tolist(), model.dim
+    x = [0.0] * n  # by pixel, as the weights are: the first order is the one they are stored in
+    degree = [0] * n
+    for step, bit in enumerate(z):
+        x[order[step]] = bit
+    for step, pixel in enumerate(order):
+        degree[pixel] = step + 1
+    stored = model.own_order.tolist()
+    h, below = [x[pixel] for pixel in stored], [degree[pixel] for pixel in stored]
+    for layer in model.layers[:-1]:
+        W, b = layer.weight.tolist(), layer.bias.tolist()
+        own = [max(1, round(1 + (n - 2) * k / (len(b) - 1))) if len(b) > 1 else 1 for k in range(len(b))]
+        h = [max(0.0, b[k] + sum(W[i][k] * h[i] for i in range(len(h)) if below[i] <= own[k])) for k in range(len(b))]
+        below = own
+    place, last = stored.index(order[t]), model.layers[-1]
+    V, c = last.weight.tolist(), last.bias.tolist()
+    logit = c[place] + sum(V[i][place] * h[i] for i in range(len(h)) if below[i] <= t)
+    if model.direct:
+        A = model.direct.weight.tolist()
+        logit += sum(A[stored.index(order[s])][place] * z[s] for s in range(t))
+    return logit
+
+
+def made_sizes(n: int, hidden: list[int], direct: bool) -> tuple[int, int]:
+    """Parameters stored, and masked."""
+    degrees = [list(range(1, n + 1))]
+    degrees += [[max(1, round(1 + (n - 2) * k / (d - 1))) if d > 1 else 1 for k in range(d)] for d in hidden]
+    degrees += [list(range(n))]
+    pairs = [*pairwise(degrees), *([(degrees[0], degrees[-1])] if direct else [])]
+    masked = sum(below > above for belows, aboves in pairs for below in belows for above in aboves)
+    return sum(len(a) * len(b) for a, b in pairs) + sum(hidden) + n, masked
+
+
 WIDTHS = [{"hidden": d} for d in (1, 3, 8)]
 
 REFERENCES = {
     "tabular": Reference(tabular, lambda n: 2**n - 1),
     "fvsbn": Reference(fvsbn, lambda n: n * (n + 1) // 2),
+    "made": Reference(
+        made,
+        lambda n, **arguments: made_sizes(n, **arguments)[0],
+        [{"hidden": [5], "direct": True}, {"hidden": [7, 3, 20], "direct": False}],
+        lambda n, **arguments: made_sizes(n, **arguments)[1],
+    ),
     "mlp": Reference(mlp, lambda n, hidden: hidden * n * (n - 1) // 2 + n * (2 * hidden + 1), WIDTHS),
     "pixelcnn": Reference(pixelcnn, pixelcnn_parameters, [{"gates": False}, {"gates": True}]),
     "nade": Reference(nade, lambda n, hidden: 2 * n * hidden + hidden + n, WIDTHS, lambda n, hidden: hidden),

@@ -17,7 +17,7 @@ from zoo import MODELS, an_order, build
 
 from chainrule import cli
 from chainrule.density import AutoregressiveDensity
-from chainrule.evaluation import archive, coding
+from chainrule.evaluation import coding
 from chainrule.models.fvsbn import FVSBN
 from chainrule.models.tabular import Tabular
 
@@ -48,8 +48,8 @@ def test_batches_of_every_length(count: int, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(coding, "BATCH", 7)
     model = build("nade", order="spiral")
     images = some_images(model, count)
-    content = coding.compress(model, images)
-    assert torch.equal(coding.decompress(model, content), images)
+    content = coding.pack(model, images)
+    assert torch.equal(coding.unpack(model, content), images)
 
 
 def test_what_a_model_holds_for_impossible_can_be_coded() -> None:
@@ -87,18 +87,18 @@ def shaken(monkeypatch: pytest.MonkeyPatch) -> tuple[Shaken, Callable[[float], N
 def test_machines_that_differ_in_the_last_digits_read_each_other_s_files(monkeypatch: pytest.MonkeyPatch) -> None:
     model, set_error = shaken(monkeypatch)
     images = some_images(model, 2000)
-    content = coding.compress(model, images)
+    content = coding.pack(model, images)
     set_error(1e-12)
-    assert coding.compress(model, images) == content
-    assert torch.equal(coding.decompress(model, content), images)
+    assert coding.pack(model, images) == content
+    assert torch.equal(coding.unpack(model, content), images)
 
 
 def test_a_machine_that_differs_in_more_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     model, set_error = shaken(monkeypatch)
-    content = coding.compress(model, some_images(model))
+    content = coding.pack(model, some_images(model))
     set_error(0.1)
     with pytest.raises(ValueError, match=r"cannot be read here: this machine .* other probabilities"):
-        coding.decompress(model, content)
+        coding.unpack(model, content)
 
 
 @every_model
@@ -109,7 +109,7 @@ def test_the_file_does_not_depend_on_the_threads(name: str) -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            files.add(coding.compress(model, images))
+            files.add(coding.pack(model, images))
     finally:
         torch.set_num_threads(before)
     assert len(files) == 1
@@ -118,7 +118,7 @@ def test_the_file_does_not_depend_on_the_threads(name: str) -> None:
 def test_compress_reads_what_it_has_written() -> None:
     model = Forgetful(shape=(3, 3)).eval()
     with pytest.raises(ValueError, match="could not be decoded again"):
-        coding.compress(model, torch.ones(50, 9, dtype=torch.uint8))
+        coding.pack(model, torch.ones(50, 9, dtype=torch.uint8))
 
 
 def test_a_logit_that_is_no_number_is_named() -> None:
@@ -136,13 +136,13 @@ def model() -> AutoregressiveDensity:
 
 @pytest.fixture(scope="module")
 def content(model: AutoregressiveDensity) -> bytes:
-    return coding.compress(model, some_images(model))
+    return coding.pack(model, some_images(model))
 
 
 def test_every_truncation_is_refused(model: AutoregressiveDensity, content: bytes) -> None:
     for length in range(len(content)):
         with pytest.raises(ValueError, match=r"^x is (truncated or altered|no file of `chainrule compress`)"):
-            coding.decompress(model, content[:length], "x")
+            coding.unpack(model, content[:length], "x")
 
 
 def test_every_altered_byte_is_refused(model: AutoregressiveDensity, content: bytes) -> None:
@@ -150,12 +150,12 @@ def test_every_altered_byte_is_refused(model: AutoregressiveDensity, content: by
         altered = bytearray(content)
         altered[place] ^= 1 << place % 8
         with pytest.raises(ValueError, match=r"^x is (truncated or altered|no file of `chainrule compress`)"):
-            coding.decompress(model, bytes(altered), "x")
+            coding.unpack(model, bytes(altered), "x")
 
 
 def test_an_appendix_is_refused(model: AutoregressiveDensity, content: bytes) -> None:
     with pytest.raises(ValueError, match="truncated or altered"):
-        coding.decompress(model, content + b"\0")
+        coding.unpack(model, content + b"\0")
 
 
 @pytest.mark.parametrize(
@@ -165,13 +165,13 @@ def test_an_appendix_is_refused(model: AutoregressiveDensity, content: bytes) ->
 )
 def test_another_model_is_refused(other: AutoregressiveDensity, content: bytes) -> None:
     with pytest.raises(ValueError, match=r"^x was written by another model .* give the run"):
-        coding.decompress(other, content, "x")
+        coding.unpack(other, content, "x")
 
 
 def test_a_newer_format_is_refused(model: AutoregressiveDensity, content: bytes) -> None:
     newer = content[:8] + (coding.FORMAT + 1).to_bytes(2, "little") + content[10:-32]
     with pytest.raises(ValueError, match=r"has format 2, this chainrule reads up to 1: upgrade chainrule"):
-        coding.decompress(model, newer + hashlib.sha256(newer).digest())
+        coding.unpack(model, newer + hashlib.sha256(newer).digest())
 
 
 def test_a_fingerprint_is_of_the_weights_and_not_of_the_object(model: AutoregressiveDensity) -> None:
@@ -273,7 +273,7 @@ def test_a_mistake_is_one_message_and_leaves_nothing(
 
 def test_a_mosaic_has_every_image_in_its_place() -> None:
     pixels = np.arange(7 * 6, dtype=np.uint8).reshape(7, 2, 3)
-    mosaic = archive._mosaic(pixels)
+    mosaic = coding._mosaic(pixels)
     assert mosaic.shape == (6, 9)
     for i, image in enumerate(pixels):
         row, column = divmod(i, 3)
@@ -286,7 +286,7 @@ def test_rivals_are_what_the_programs_write(tmp_path: Path) -> None:
     import lzma
 
     images = (torch.rand(50, 64, generator=torch.Generator().manual_seed(0)) < 0.1).to(torch.uint8)
-    sizes = archive.rivals(images, (8, 8))
+    sizes = coding.rivals(images, (8, 8))
     packed, plain = np.packbits(images.numpy()).tobytes(), images.numpy().tobytes()
     assert sizes["raw bits"] == 400
     assert sizes["gzip -9"] == min(len(gzip.compress(packed, 9)), len(gzip.compress(plain, 9)))

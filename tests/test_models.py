@@ -137,6 +137,15 @@ def test_patches(name: str, arguments: dict[str, object]) -> None:
         build(name, (3, 4), patch=2)
 
 
+@pytest.mark.parametrize("name", REFERENCES)
+def test_the_equations_after_a_change_of_the_order(name: str) -> None:
+    model, logit = build(name).reordered(an_order(name)), REFERENCES[name].logit
+    for image in testing.every_image(model.dim)[::97]:
+        z = image.int().tolist()
+        expected = [logit(model, z, t) for t in range(model.dim)]
+        assert model.conditionals(image[None])[0].tolist() == pytest.approx(expected, abs=1e-12)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (2, 2), (3, 4), (4, 4)])
 @pytest.mark.parametrize("name", REFERENCES)
 def test_parameters_are_counted_exactly(name: str, shape: tuple[int, int]) -> None:

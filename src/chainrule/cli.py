@@ -116,9 +116,7 @@ def mix(cfg: DictConfig) -> None:
 def certify(cfg: DictConfig) -> None:
     from chainrule.evaluation import certify as proving  # noqa: PLC0415
 
-    certificate = proving.certify(cfg)
-    _show(proving.table(certificate))
-    if not certificate["passed"]:
+    if not proving.certify(cfg, _show):
         sys.exit(1)
 
 
@@ -137,15 +135,15 @@ def check(cfg: DictConfig) -> None:
 
 
 def compress(cfg: DictConfig) -> None:
-    from chainrule.evaluation import archive  # noqa: PLC0415
+    from chainrule.evaluation import coding  # noqa: PLC0415
 
-    _show(archive.table(archive.compress(cfg)))
+    _show(coding.compress(cfg))
 
 
 def decompress(cfg: DictConfig) -> None:
-    from chainrule.evaluation import archive  # noqa: PLC0415
+    from chainrule.evaluation import coding  # noqa: PLC0415
 
-    path, count = archive.decompress(cfg)
+    path, count = coding.decompress(cfg)
     _show(f"written: {path} ({count:,} images)")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,14 @@ from torch.nn import functional as F
 
 from chainrule.data import Images
 from chainrule.density import AutoregressiveDensity, BinaryDensity
-from chainrule.files import content_of, write_whole
 from chainrule.runs.directory import RunDir, load_config, open_run
 from chainrule.runs.load import instance, load_model
+from chainrule.runs.nll import save_nll
+from chainrule.runs.record import Estimate
 from chainrule.runs.settings import check
 
 TRAIN_SUBSET = 10_000  # training images scored for the record: the first ones, as many as are in the test set
-SCORE_BATCH = 1000
+BATCH = 250  # images scored at once: of a deep model, a layer's outputs must fit into memory
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -50,38 +52,50 @@ def load_data(cfg: DictConfig, data_cfg: DictConfig) -> Images:
     return data
 
 
+def load_split(cfg: DictConfig) -> Tensor:
+    """All images of a split of a run's own data."""
+    data = load_data(cfg, load_config(open_run(cfg.run)).data)
+    images = {"train": data.train, "valid": data.valid, "test": data.test}
+    if cfg.split not in images:
+        raise ValueError(f"split must be train, valid or test, got {cfg.split!r}")
+    return images[cfg.split]
+
+
 def splits(data: Images) -> dict[str, Tensor]:
     return {"train": data.train[:TRAIN_SUBSET], "valid": data.valid, "test": data.test}
 
 
 @torch.inference_mode()
+def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, device: torch.device) -> Tensor:
+    """``function`` of images (N, n), a part of them at a time on the device: float64, on the CPU."""
+    return torch.cat([function(x.to(device)).double().cpu() for x in images.split(BATCH)])
+
+
 def nll_per_image(density: BinaryDensity, images: Tensor) -> np.ndarray:
     """−log p(x) in nats of each image, (N,) float64; the model computes in its own precision."""
-    device = density.device
-    nats = [-density.log_prob(x.to(device)).double().cpu() for x in images.split(SCORE_BATCH)]
-    return torch.cat(nats).numpy()
+    nll: np.ndarray = -in_batches(density.log_prob, images, density.device).numpy()
+    return nll
 
 
-@torch.inference_mode()
 def nats_per_pixel(density: AutoregressiveDensity, images: Tensor) -> np.ndarray:
     """The mean of −log p(pixel given what precedes it) over images, (n,) float64 nats, by pixel."""
-    total = torch.zeros(density.dim, dtype=torch.float64)
-    for x in images.split(SCORE_BATCH):
-        z = x.to(density.device, density.dtype)
-        total += -F.logsigmoid((2 * z - 1) * density(z)).double().sum(0).cpu()
-    return (total / len(images)).numpy()
+
+    def nats(x: Tensor) -> Tensor:
+        z = x.to(density.dtype)
+        return -F.logsigmoid((2 * z - 1) * density(z))
+
+    mean: np.ndarray = in_batches(nats, images, density.device).mean(0).numpy()
+    return mean
 
 
 def save_test(run: RunDir, **nats: np.ndarray) -> None:
-    """Writes ``nll_test.npz``, in nats: ``nll`` of each test image (N,), its mean at each pixel, ``pixels`` (n,)."""
-    write_whole(run.nll_test, content_of(lambda file: np.savez_compressed(file, allow_pickle=False, **nats)))
+    """Writes ``nll_test.npz``."""
+    save_nll(run.path, **nats)
 
 
 def statistics(nll: np.ndarray) -> dict[str, float | int]:
-    """Mean and standard error in nats: a float64 sum over all images, divided once by their count."""
-    count = len(nll)
-    stderr = float(nll.std(ddof=1)) / math.sqrt(count) if count > 1 else 0.0
-    return {"mean": float(nll.sum()) / count, "stderr": stderr, "count": count}
+    """Mean and standard error in nats, and the number of images."""
+    return Estimate.of(nll).model_dump()
 
 
 def check_finite(scores: dict[str, np.ndarray]) -> None:

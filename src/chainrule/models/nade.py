@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from chainrule.density import AutoregressiveDensity, at_least_0, log_odds, positive
 from chainrule.kernels import nade as kernels
-from chainrule.nn.roughness import Laplacian, edges
+from chainrule.nn.roughness import of_pixels
 
 
 class NADE(AutoregressiveDensity):
@@ -33,7 +33,7 @@ class NADE(AutoregressiveDensity):
         shape: (height, width).
         hidden: d, the hidden units.
         order: see :func:`chainrule.orders.permutation`.
-        smoothness: of a Gaussian prior on how W and V change over the image, see :meth:`neighbours`.
+        smoothness: of a Gaussian prior on how W and V change over the image: :func:`chainrule.nn.roughness.of_pixels`.
         input_dropout: in training, the probability with which each input is off; a kept one counts 1/(1 − it).
             What is to be predicted stays. Everywhere else the model is exact.
         kernel: ``auto``, ``numba``, ``triton`` or ``torch``: which implementation computes the conditionals.
@@ -64,7 +64,7 @@ class NADE(AutoregressiveDensity):
         self.c = nn.Parameter(torch.zeros(d))
         self.V = nn.Parameter(torch.randn(n, d) * init_scale)  # V[t] is the row V_{t,·}
         self.b = nn.Parameter(torch.zeros(n))
-        self.roughness = self.neighbours() if smoothness else None
+        self.roughness = of_pixels(self.order, self.shape) if smoothness else None
 
     @property
     def effective_parameter_count(self) -> int:
@@ -87,16 +87,6 @@ class NADE(AutoregressiveDensity):
         if self.roughness:
             prior = prior - self.smoothness * (self.roughness(self.W) + self.roughness(self.V))
         return prior
-
-    def neighbours(self) -> Laplacian:
-        """½ Σ ‖row of a pixel − row of its neighbour‖² over all pixels that are one below or right of another.
-
-        Strokes look alike wherever they are, so what a pixel says to a hidden unit, and what that says of a pixel,
-        changes slowly over the image. The rows are those of W or V, one for each step.
-        """
-        step = self.order.argsort().view(self.shape)
-        pairs = edges((step[:-1], step[1:]), (step[:, :-1], step[:, 1:]))
-        return Laplacian(self.dim, pairs, torch.ones(pairs.shape[1]))
 
     @torch.no_grad()
     def walk(self, batch: int) -> Generator[Tensor, Tensor, None]:

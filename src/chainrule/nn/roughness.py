@@ -63,3 +63,14 @@ def edges(*neighbours: tuple[Tensor, Tensor]) -> Tensor:
     """
     pairs = torch.cat([torch.stack([a.flatten(), b.flatten()]) for a, b in neighbours], 1)
     return pairs[:, (pairs >= 0).all(0)]
+
+
+def of_pixels(order: Tensor, shape: tuple[int, int]) -> Laplacian:
+    """½ Σ ‖row of a pixel − row of its neighbour‖² over all pixels that are one below or right of another.
+
+    Strokes look alike wherever they are, so what a pixel says to a hidden unit, and what that says of a pixel, changes
+    slowly over the image. The rows (n, d) are in chain order.
+    """
+    step = order.cpu().argsort().view(shape)
+    pairs = edges((step[:-1], step[1:]), (step[:, :-1], step[:, 1:]))
+    return Laplacian(len(order), pairs, torch.ones(pairs.shape[1]))

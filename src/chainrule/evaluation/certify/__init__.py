@@ -1,10 +1,10 @@
 """Proof that a run's number is a normalized likelihood of its test images: six checks, and a certificate.
 
-Each check is a function from a subject to figures; what fails one is its first counterexample.
+Each check is a function from a context to figures; what fails one is its first counterexample.
 """
 
 from chainrule.evaluation.certify.certificate import CHECKS, certify
-from chainrule.evaluation.certify.show import table
-from chainrule.evaluation.certify.subject import Refuted, Subject
+from chainrule.evaluation.certify.context import CheckFailed, Context
+from chainrule.evaluation.certify.table import table
 
-__all__ = ["CHECKS", "Refuted", "Subject", "certify", "table"]
+__all__ = ["CHECKS", "CheckFailed", "Context", "certify", "table"]

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from chainrule.density import AutoregressiveDensity
-from chainrule.evaluation.certify.subject import (
+from chainrule.evaluation.certify.context import (
+    CheckFailed,
+    Context,
     Figures,
-    Refuted,
-    Subject,
     autoregressive,
     first,
-    in_batches,
+    has_cache,
     log_conditionals,
+    logits,
     walked,
 )
+from chainrule.evaluation.scoring import in_batches
 
 IMAGES = 100  # test images that two implementations score, and images drawn
 ALONE = 5  # of these, scored without company
@@ -26,36 +26,54 @@ SINGLE = 1e-4  # the same for float32 against float64: logits of hundreds of ter
 TIE = 1e-5  # how far a uniform may be from the probability, and the bit be either
 
 
-def implementations(subject: Subject) -> Figures:
+def implementations(context: Context) -> Figures:
     """Every way to compute the distribution gives the same one, on test images and on uniforms.
 
     In float64: one step at a time, all steps at once, and an image alone or in company. In the model's own precision,
     with its own kernels: logits, ``log_prob``, and that ``draw`` turns uniforms into the bits that the logits say.
     """
-    density = autoregressive(subject.density, "to compare; its members' certificates speak for them")
-    exact = autoregressive(subject.exact, "")
-    images = subject.chosen(IMAGES)
-    x = subject.test[images]
-    expected = in_batches(exact, exact, x)[:, exact.order.cpu()]
-    same = partial(_same, images, expected)
+    densities = autoregressive(context.density, "to compare; its members' certificates speak for them")
+    exacts = autoregressive(context.exact, "")
+    images = context.chosen(IMAGES)
+    figures: dict[str, float] = {}
+    for density, exact in zip(densities, exacts, strict=True):
+        found = _compared(context, density, exact, images, share=0.1 / len(densities))
+        figures = found if not figures else {key: max(figures[key], value) for key, value in found.items()}
+    by = {"by": "cache" if has_cache(exacts[0]) else "walk", "draws": IMAGES, "images": len(images)}
+    return {**figures, **by, "orders": len(densities)} if len(densities) > 1 else {**figures, **by}
+
+
+def _compared(
+    context: Context, density: AutoregressiveDensity, exact: AutoregressiveDensity, images: list[int], share: float
+) -> dict[str, float]:
+    x = context.test[images]
+    expected = logits(exact, x)
     nats = log_conditionals(exact, x, expected).sum(1, keepdim=True)
+
+    def same(found: Tensor, tolerance: float, what: str, start: int = 0, truth: Tensor = expected) -> float:
+        return _same(images[start:], truth[start : start + len(found)], found, tolerance, what)
+
+    steps, on_walk = 0.0, 0
+    for part in context.within(share, len(images), start=8 if has_cache(exact) else 1):
+        walk = walked(exact, x[part.start : part.stop])
+        steps, on_walk = max(steps, same(walk, EXACT, "a logit, one step at a time", part.start)), part.stop
+    alone = torch.cat([logits(exact, image[None]) for image in x[:ALONE]])
     return {
-        "images": len(images),
-        "walk": same(walked(exact, x), EXACT, "a logit, one step at a time"),
-        "alone": same(_alone(exact, x[:ALONE]), EXACT, "a logit of an image alone"),
-        "kernel": same(in_batches(density, density, x)[:, exact.order.cpu()], SINGLE, "a logit of the model's kernel"),
-        "log_prob": _same(images, nats, in_batches(density.log_prob, density, x)[:, None], SINGLE, "log_prob"),
-        **_drawn(subject, density, exact),
+        "walk": steps,
+        "walked": on_walk,
+        "alone": same(alone, EXACT, "a logit of an image alone"),
+        "kernel": same(logits(density, x), SINGLE, "a logit of the model's kernel"),
+        "log_prob": same(in_batches(density.log_prob, x, density.device)[:, None], SINGLE, "log_prob", truth=nats),
+        "ties": _ties(context, density, exact),
     }
 
 
 def _same(images: list[int], expected: Tensor, found: Tensor, tolerance: float, what: str) -> float:
-    """The largest deviation of (B, steps) numbers, which may be of the first images only.
+    """The largest deviation of (B, steps) numbers.
 
     Raises:
-        Refuted: it is above the tolerance.
+        CheckFailed: it is above the tolerance.
     """
-    expected = expected[: len(found)]
     off = (found - expected).abs() / (1 + expected.abs())
     wrong = ~(off <= tolerance)  # a nan agrees with nothing
     if not bool(wrong.any()):
@@ -64,29 +82,25 @@ def _same(images: list[int], expected: Tensor, found: Tensor, tolerance: float, 
     a, b = float(expected[i, t]), float(found[i, t])
     step = {"step": t} if found.shape[1] > 1 else {}
     where = f"test image {images[i]}" + (f", step {t}" if step else "")
-    raise Refuted(
+    raise CheckFailed(
         f"{where}: {what} is {b:.9g}, but {a:.9g} by all conditionals at once in float64",
         image=images[i], **step, expected=a, found=b,
     )  # fmt: skip
 
 
-def _alone(density: AutoregressiveDensity, x: Tensor) -> Tensor:
-    return torch.cat([in_batches(density, density, image[None]) for image in x])[:, density.order.cpu()]
-
-
-def _drawn(subject: Subject, density: AutoregressiveDensity, exact: AutoregressiveDensity) -> Figures:
-    """``draw`` gives the bits u < σ(logit), except where u and σ(logit) are equal within rounding."""
-    u = torch.rand(IMAGES, density.dim, generator=subject.generator(), dtype=density.dtype)
+def _ties(context: Context, density: AutoregressiveDensity, exact: AutoregressiveDensity) -> int:
+    """``draw`` gives the bits u < σ(logit), except where u and σ(logit) are equal within rounding: how often?"""
+    u = torch.rand(IMAGES, density.dim, generator=context.generator(), dtype=density.dtype)
     z = density.draw(u.to(density.device)).cpu()
     pixels = torch.empty_like(z).index_copy(1, density.order.cpu(), z).to(torch.uint8)
-    p = in_batches(exact, exact, pixels)[:, exact.order.cpu()].sigmoid()
+    p = logits(exact, pixels).sigmoid()
     other = (u < p) != z.bool()
     wrong = other & ~((u - p).abs() <= TIE)
     if bool(wrong.any()):
         i, t = first(wrong)
-        raise Refuted(
+        raise CheckFailed(
             f"drawn image {i}, step {t}: draw gives {int(z[i, t])} for u = {float(u[i, t]):.9g}, but the probability "
             f"of a one is {float(p[i, t]):.9g}",
             image=i, step=t, expected=float(p[i, t]), found=float(u[i, t]),
         )  # fmt: skip
-    return {"draws": IMAGES, "ties": int(other.sum())}
+    return int(other.sum())
