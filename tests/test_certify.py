@@ -655,7 +655,7 @@ def test_a_mistake_is_one_message_and_no_certificate(case: str, run: Run, folder
 
 def test_no_gpu(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(SystemExit, match="no CUDA GPU is at hand: use device=cpu"):
+    with pytest.raises(SystemExit, match="no CUDA device available: use device=cpu"):
         run("certify", "run=a", "device=cuda")
 
 

@@ -175,9 +175,12 @@ def test_ema_and_early_stopping(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_mixed_precision_trains_and_is_scored_in_float32(model: str, run: Run, tmp_path: Path) -> None:
-    run("train", *TOY, f"model={model}", "trainer.precision=bf16-mixed", "trainer.max_epochs=3", "hydra.run.dir=r")
+    side = "data.side=4"  # even, for models that cut images into patches
+    run(
+        "train", *TOY, side, f"model={model}", "trainer.precision=bf16-mixed", "trainer.max_epochs=3", "hydra.run.dir=r"
+    )
     assert chainrule.load_model(tmp_path / "r").dtype == torch.float32
-    assert tables.read_record(tmp_path / "r").nll["test"].mean < 9 * np.log(2)
+    assert tables.read_record(tmp_path / "r").nll["test"].mean < 16 * np.log(2)
 
 
 def test_train_returns_what_a_sweep_minimizes(tmp_path: Path) -> None:
@@ -203,7 +206,7 @@ def test_every_job_of_a_sweep_leaves_a_record(run: Run, tmp_path: Path) -> None:
 
 def test_a_run_never_overwrites_another(trained: Path, run: Run) -> None:
     record = (trained / "result.json").read_bytes()
-    with pytest.raises(SystemExit, match="holds a run already"):
+    with pytest.raises(SystemExit, match="holds another run"):
         run("train", *TOY, "model=fvsbn", f"hydra.run.dir={trained}")
     assert (trained / "result.json").read_bytes() == record
 

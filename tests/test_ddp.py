@@ -26,7 +26,7 @@ TOY = [
     "optimizer.lr=0.02",
 ]
 MODELS = {
-    "fvsbn": ["model=fvsbn", "model.l2=1", "optimizer=sgd", "optimizer.momentum=0.9", "trainer.gradient_clip_val=1"],
+    "fvsbn": ["model=fvsbn", "optimizer=sgd", "optimizer.momentum=0.9", "trainer.gradient_clip_val=1"],
     "nade": ["model=nade", "model.hidden=8", "callbacks=[ema]", "callbacks.ema.decay=0.9"],
 }
 
@@ -81,16 +81,15 @@ def test_two_processes_give_the_numbers_of_one(model: str, tmp_path: Path) -> No
 
 
 def test_it_combines_with_a_sweep(tmp_path: Path) -> None:
-    faults = ["+callbacks.fault._target_=faults.Fault", "+callbacks.fault.kind=none,diverge,none"]
+    faults = ["+callbacks.fault._target_=faults.Fault", "+callbacks.fault.kind=none,diverge,slow"]
     words = ["train", "-m", *TOY, *MODELS["fvsbn"], "logger=csv", "trainer=ddp", *faults]
     code, said = finish(words, tmp_path, importable)
     assert code == 1
     assert "2 finished, 1 failed" in said
     assert "Traceback" not in said.rpartition("finished")[2]
-    (sweep,) = (tmp_path / "runs").iterdir()
-    names = ["fvsbn-toy-s0-0", "fvsbn-toy-s0-1", "fvsbn-toy-s0-2"]
-    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == names
-    assert "is not finite" in (sweep / names[1] / "failure.txt").read_text()
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+    (failure,) = tmp_path.glob("runs/*/failure.txt")
+    assert "is not finite" in failure.read_text()
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])

@@ -28,7 +28,7 @@ from chainrule.models.fvsbn import FVSBN
 from chainrule.runs import provenance
 
 TOY = ["data=toy", "logger=none", "trainer.enable_progress_bar=false", "trainer.max_epochs=1", "samples=1"]
-LEFT = {"train.log", "failure.txt", "config.yaml"}  # what a run that failed may leave
+LEFT = {".lock", "train.log", "failure.txt", "config.yaml"}  # what a run that failed may leave
 Arrange = Callable[[Path, pytest.MonkeyPatch], object]  # prepares the working folder, which has a finished run in RUN
 
 
@@ -132,13 +132,13 @@ CASES = {
     "group set to null": training("logger=none", "logger=null"),
     "a list without its end": training(r"input '\[ema'", "callbacks=[ema"),
     "two values without a sweep": training("--multirun", "seed=1,2"),
-    "neither auto nor never": training("resume must be auto or never, got 'yes'", "resume='yes'"),
+    "neither auto nor never": training("resume must be auto or never or force, got 'yes'", "resume='yes'"),
     # numbers: negative, zero, not a number, huge, mistyped
     **numbers("optimizer.lr", "must be a number from 1e-12 to 100", "-1", "0", "nan", "1e30", "fast", "true"),
     **numbers("optimizer.weight_decay", "must be a number from 0 to 100", "-1", "nan"),
     **numbers("optimizer.momentum", "must be a number from 0 to 0.9999", "1", more=("optimizer=sgd",)),
     **numbers("seed", "must be a whole number from 0", "-1", "1.5", "4294967296"),
-    **numbers("samples", "must be a whole number from 1 to 10000", "0", "10001"),
+    **numbers("samples", "must be a whole number from 1 to 10,000", "0", "10001"),
     **numbers("trainer.max_epochs", "must be a whole number from 0", "-1", "1.5", "nan", "1000001", "all"),
     **numbers("trainer.gradient_clip_val", "must be a number from 1e-12", "0", "nan"),
     **numbers("trainer.devices", "must be a whole number from 1 to 64", "0", "-1", "100000", "all"),
@@ -150,7 +150,6 @@ CASES = {
     "mlp: model.hidden=1000000": training("model.hidden must be .* at most 1,000", "model.hidden=1000000", "model=mlp"),
     **numbers("model.block", "must be a whole number of at least 1", "0", more=("model=fvsbn",)),
     **numbers("model.init_scale", "must be 0 or a positive number", "-1", "nan", "inf"),
-    **numbers("model.l2", "must be 0 or a positive number", "-1", "strong"),
     **numbers("model.input_dropout", "must be 0 or a positive number below 1", "1", "nan"),
     **numbers("model.smoothing", "must be 0 or a positive number", "-1", more=("model=tabular",)),
     **numbers("callbacks.ema.decay", "must be a number from 0 to 1", "1.5", more=("callbacks=[ema]",)),
@@ -167,13 +166,13 @@ CASES = {
                             leaves="search.log"),
     "table too large": training(r"2\^49 − 1.*data\.side=4", "model=tabular", "data.side=7"),
     "MNIST of an odd size": training("data.side must be one of 28, 14, 7, 4", "data=seeded", "data.side=5"),
-    "no GPU": training("no CUDA GPU is at hand: use trainer.accelerator=cpu", "trainer.accelerator=gpu"),
+    "no GPU": training("no CUDA device available: use trainer.accelerator=cpu", "trainer.accelerator=gpu"),
     "no such accelerator": training("trainer.accelerator must be auto or cpu or .*, got 'abacus'",
                                     "trainer.accelerator=abacus"),
     "no such precision": training("Precision '8-bits' is invalid. Allowed", "trainer.precision=8-bits"),
     "diverged": training("not finite at step 1, in epoch 0.*learning rate of.*Lower", "model.init_scale=1e38"),
     "an image of probability 0": training(
-        r"NLL of \d+ of \d+ train images is not finite.*model.smoothing above 0",
+        "best.ckpt: alpha0 is not finite: the training diverged",
         "model=fvsbn", "trainer.max_epochs=0", leaves="best.ckpt",
         arrange=lambda _, patch: patch.setattr(FVSBN, "initialize", impossible)),
     # files of images
@@ -212,7 +211,8 @@ CASES = {
     "a record of a newer program": Case(["tabulate", "runs=RUN"], r"result.json.*schema.*99", edit_record(schema=99)),
     "a record that is no JSON": Case(["tabulate", "runs=RUN"], "result.json",
                                      lambda folder, _: (folder / "RUN/result.json").write_text("{")),
-    "another run in the directory": training("RUN holds a run already.*another hydra.run.dir", "hydra.run.dir=RUN"),
+    "another run in the directory": training(
+        "RUN holds another run, with other settings.*another hydra.run.dir", "hydra.run.dir=RUN"),
     "the same run, not to be resumed": training(
         "RUN holds a run already", "model=fvsbn", "resume=never", "hydra.run.dir=RUN"),
     # checkpoints
@@ -233,7 +233,7 @@ CASES = {
     "a model that is a command": Case(["sample", "run=RUN"], "_target_: os.system cannot be built here",
                                       edit_config(lambda c: c.update(model={"_target_": "os.system"}))),
     "a model that is a process": Case(
-        ["sample", "run=RUN"], "_target_: subprocess.Popen is no AutoregressiveDensity",
+        ["sample", "run=RUN"], "_target_: subprocess.Popen is no BinaryDensity",
         edit_config(lambda c: c.update(model={"_target_": "subprocess.Popen", "args": ["mkdir", "executed"]}))),
     "a command inside a model": Case(
         ["sample", "run=RUN"], "order must be a name or a list of the pixels",
@@ -246,10 +246,10 @@ CASES = {
     "a configuration that is no YAML": Case(["sample", "run=RUN"], "config.yaml is damaged",
                                             lambda folder, _: (folder / "RUN/config.yaml").write_text("{a: [")),
     # output folders
-    "a file where runs go": training("Results cannot be written.*another.*: 'runs/", "paths.runs=runs",
-                                      arrange=touch("runs")),
-    "a file where this run goes": training("Results cannot be written.*another.*'r", "hydra.run.dir=r",
-                                           arrange=touch("r")),
+    "a file where runs go": training("runs/.*Not a directory.*Results cannot be written.*another folder",
+                                     "paths.runs=runs", arrange=touch("runs")),
+    "a file where this run goes": training("r: File exists.*Results cannot be written.*another folder",
+                                           "hydra.run.dir=r", arrange=touch("r")),
 }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ RECIPES = sorted(path.stem for path in (ROOT / "conf/experiment").glob("*.yaml")
 # Does nothing but to remember what it was asked for and to leave the files that the script looks for.
 STAND_IN = """#!/usr/bin/env bash
 echo "$*" >>asked.txt
-for word; do case $word in hydra.sweep.dir=* | out=* | run=*) folder=${word#*=} ;; esac; done
+for word; do case $word in paths.runs=* | out=* | run=*) folder=${word#*=} ;; esac; done
 case $1 in
     train)
         case $folder in $FAILING) exit "$CODE" ;; esac
@@ -69,7 +69,7 @@ def test_rows_and_seeds_are_trained_and_mixed(stage: Path) -> None:
     lines = (stage / "asked.txt").read_text().splitlines()
     trained = [line for line in lines if line.startswith("train")]
     assert [line.split()[2:6] for line in trained] == [
-        [f"experiment={recipe}", f"data={data}", f"seed={seed}", f"hydra.sweep.dir=r/{recipe}-{data}-s{seed}"]
+        [f"experiment={recipe}", f"data={data}", f"seed={seed}", f"paths.runs=r/{recipe}-{data}-s{seed}"]
         for recipe, data, seed in [
             ("fvsbn", "static", 4), ("fvsbn", "static", 5), ("nade_orders", "static", 4), ("nade_orders", "static", 5),
             ("fvsbn", "dynamic", 4), ("mlp", "dynamic", 4), ("nade", "dynamic", 4),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,6 @@ import tomllib
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -22,14 +22,14 @@ from hydra import compose, initialize_config_dir
 from zoo import ROOT
 
 from chainrule import cli
-from chainrule.runs import fingerprint as runs
+from chainrule.runs.directory import RunDir
 from chainrule.training import sweep as sweeps
 
 TOY = ["data=toy", "model=fvsbn", "logger=none", "trainer.enable_progress_bar=false", "samples=4"]
-SECOND = "runs/sweep-*/*-1/checkpoints/last.ckpt"  # the second job is under way
 FAULT = "+callbacks.fault._target_=faults.Fault"
 SWEEP = ["train", "-m", *TOY, "trainer.max_epochs=2", FAULT]
 SLOW = ["train", "-m", *TOY, "trainer.max_epochs=20", FAULT, "+callbacks.fault.kind=slow", "seed=range(3)"]
+SECOND = "runs/fvsbn-toy-s1-*/checkpoints/last.ckpt"  # the second job of SLOW is under way
 
 
 def command(words: list[str], cwd: Path) -> tuple[int, str]:
@@ -46,20 +46,13 @@ def launched(words: list[str], cwd: Path) -> subprocess.Popen[str]:
     )
 
 
-def states(folder: Path) -> dict[str, str]:
-    """What became of each job, by what is in its folder."""
-    jobs = [sweeps.Job(**job) for job in json.loads((folder / "sweep.json").read_text())["jobs"]]
-    sweep = sweeps.Sweep(folder, tuple(jobs))
-    return {job.folder: str(sweep.state(job)) for job in jobs}
+def states(folder: Path) -> list[str]:
+    """What became of the jobs in a folder that began, by their directories."""
+    return sorted(RunDir(config.parent).status for config in folder.glob("*/config.yaml"))
 
 
 def records(folder: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/result.json")}
-
-
-def only(folder: Path) -> Path:
-    (sweep,) = folder.glob("runs/sweep-*")
-    return sweep
 
 
 def wait_for(condition: Callable[[], object], alive: Callable[[], bool], seconds: float = 300) -> None:
@@ -70,37 +63,27 @@ def wait_for(condition: Callable[[], object], alive: Callable[[], bool], seconds
         time.sleep(0.02)
 
 
-def half_way(cwd: Path, words: list[str]) -> tuple[ForkServerProcess, Path]:
-    """A sweep whose first job has finished, and whose second has a checkpoint."""
-    process = start(words, cwd, cwd / "output.txt", importable)
-    wait_for(lambda: list(cwd.glob(SECOND)), process.is_alive)
-    return process, only(cwd)
-
-
 # ---- jobs that end badly ------------------------------------------------------------------------------
 
 
 def test_a_sweep_finishes_what_can_be_and_says_what_failed_and_why(tmp_path: Path) -> None:
-    kinds = "+callbacks.fault.kind=none,explode,leave,diverge,none"
+    kinds = "+callbacks.fault.kind=none,explode,leave,diverge,slow"
     code, said = command([*SWEEP, kinds], tmp_path)
     assert code == 1
     assert "2 finished, 3 failed" in said
     assert "out of luck" in said
-    assert "and more about it" not in said.rpartition("finished, 3 failed")[2]  # one line of the reason
     assert "sys.exit(0) was called" in said
     assert "Traceback" not in said
-    sweep = only(tmp_path)
-    assert states(sweep) == {
-        "fvsbn-toy-s0-0": "finished", "fvsbn-toy-s0-1": "failed", "fvsbn-toy-s0-2": "failed",
-        "fvsbn-toy-s0-3": "failed", "fvsbn-toy-s0-4": "finished",
-    }  # fmt: skip
-    assert "Traceback" in (sweep / "fvsbn-toy-s0-1/train.log").read_text()
+    assert states(tmp_path / "runs") == ["failed"] * 3 + ["finished"] * 2
+    logs = [(job / "train.log").read_text() for job in (tmp_path / "runs").iterdir()]
+    assert sum("RuntimeError: out of luck" in log for log in logs) == 1  # with its traceback
+    assert all(re.fullmatch("fvsbn-toy-s0-[0-9a-f]{8}", path.name) for path in (tmp_path / "runs").iterdir())
 
-    before = records(sweep)
+    before = records(tmp_path / "runs")
     code, said = command([*SWEEP, kinds], tmp_path)
     assert code == 1
-    assert only(tmp_path) == sweep
-    assert records(sweep) == before
+    assert said.count("already finished") == 2
+    assert records(tmp_path / "runs") == before
 
 
 @pytest.mark.slow
@@ -109,12 +92,12 @@ def test_every_launcher_runs_a_sweep_to_its_end(launcher: str, tmp_path: Path) -
     module, extra = sweeps.EXTRAS[launcher]
     if not find_spec(module):
         pytest.skip(f"the extra {extra} is not installed")
-    words = [*SWEEP, "+callbacks.fault.kind=none,explode,leave,none", f"hydra/launcher={launcher}"]
+    words = [*SWEEP, "+callbacks.fault.kind=none,explode,leave,slow", f"hydra/launcher={launcher}"]
     process = launched(words, tmp_path)
     said, _ = process.communicate()
-    assert process.returncode == 1
+    assert process.returncode == 1, said
     assert "2 finished, 2 failed" in said
-    assert list(states(only(tmp_path)).values()) == ["finished", "failed", "failed", "finished"]
+    assert states(tmp_path / "runs") == ["failed", "failed", "finished", "finished"]
 
 
 @pytest.mark.slow
@@ -124,7 +107,7 @@ def test_a_job_that_is_killed_is_named(tmp_path: Path) -> None:
     process = launched([*SWEEP, *kinds], tmp_path)
     said, _ = process.communicate()
     assert process.returncode == 1
-    assert "1 finished, 1 interrupted" in said
+    assert "1 finished, 1 unfinished" in said
     assert "the launcher stopped" in said
 
 
@@ -133,21 +116,22 @@ def test_a_job_that_is_killed_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_sweep_that_was_killed_does_only_the_rest(tmp_path: Path) -> None:
-    process, sweep = half_way(tmp_path, SLOW)
+    process = start(SLOW, tmp_path, tmp_path / "output.txt", importable)
+    wait_for(lambda: list(tmp_path.glob(SECOND)), process.is_alive)
     process.kill()
     process.join()
-    assert list(states(sweep).values()) == ["finished", "interrupted", "never started"]
-    before = records(sweep)
+    assert states(tmp_path / "runs") == ["finished", "unfinished"]
+    before = records(tmp_path / "runs")
 
     code, said = command(SLOW, tmp_path)
     assert code == 0
     assert "3 finished" in said
-    assert only(tmp_path) == sweep
-    after = records(sweep)
+    after = records(tmp_path / "runs")
     assert len(after) == 3
     assert {name: after[name] for name in before} == before
-    assert "going on from" in (sweep / "fvsbn-toy-s1-1/train.log").read_text()
-    assert "going on from" not in (sweep / "fvsbn-toy-s2-2/train.log").read_text()
+    logs = [next((tmp_path / "runs").glob(f"fvsbn-toy-s{seed}-*/train.log")).read_text() for seed in range(3)]
+    assert ["resuming from" in log for log in logs] == [False, True, False]
+    assert code == 0
 
 
 @pytest.mark.slow
@@ -162,30 +146,63 @@ def test_a_sweep_that_is_stopped_keeps_what_is_finished(launcher: str, at_once: 
     wait_for(lambda: list(tmp_path.glob(SECOND)), lambda: process.poll() is None)
     process.send_signal(signal.Signals[name])
     said, _ = process.communicate()
-    assert process.returncode == 128 + signal.Signals[name]
+    assert process.returncode == 128 + signal.Signals[name], said
     assert "Traceback" not in said
-    found = list(states(only(tmp_path)).values())
     if at_once == 1:
-        assert found == ["finished", "interrupted", "never started"]
-        assert "1 finished, 1 interrupted, 1 never started" in said
+        assert "1 finished, 1 unfinished, 1 never started" in said
     else:  # which of them had time to finish is chance
-        assert set(found) <= {"finished", "interrupted", "never started"}
-        assert f"{found.count('interrupted')} interrupted" in said
+        assert re.search(r"\d unfinished", said)
 
 
 @pytest.mark.slow
-def test_sweeps_started_together_do_not_meet(tmp_path: Path) -> None:
+def test_sweeps_started_together_share_the_work(tmp_path: Path) -> None:
     words = [*SWEEP, "+callbacks.fault.kind=slow", "seed=0,1"]
     together = [start(words, tmp_path, tmp_path / f"{i}.txt", importable) for i in range(2)]
     for process in together:
         process.join()
-        assert process.exitcode == 0
-    found = sorted(tmp_path.glob("runs/sweep-*"))
-    assert len(found) == 2
-    assert all(set(states(sweep).values()) == {"finished"} for sweep in found)
+    assert states(tmp_path / "runs") == ["finished", "finished"]
+    assert command(words, tmp_path)[0] == 0
 
 
 # ---- the same again, and what is not the same ---------------------------------------------------------
+
+
+def test_a_growing_sweep_trains_what_is_new_and_a_single_run_is_its_job(tmp_path: Path) -> None:
+    words = [*TOY, "trainer.max_epochs=1"]
+    assert command(["train", *words, "seed=1"], tmp_path)[0] == 0
+    before = records(tmp_path / "runs")
+    code, said = command(["train", "-m", *words, "seed=shuffle(range(3))"], tmp_path)
+    assert code == 0
+    assert said.count("already finished") == 1
+    assert "3 finished" in said
+    after = records(tmp_path / "runs")
+    assert len(after) == 3
+    assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["seed=0,1", "hydra.sweep.subdir=same"], ["model.order=raster,transposed", "hydra.sweep.subdir='${seed}'"]],
+)
+def test_two_jobs_in_one_folder_are_refused(words: list[str], tmp_path: Path) -> None:
+    code, said = command(["train", "-m", *TOY, "trainer.max_epochs=1", *words], tmp_path)
+    assert code == 1
+    assert "1 finished, 1 failed" in said
+    assert "holds another run" in said
+    assert len(records(tmp_path / "runs")) == 1
+
+
+def test_a_sweep_of_no_jobs_is_said(tmp_path: Path) -> None:
+    code, said = command(["train", "-m", *TOY, "seed=range(0)"], tmp_path)
+    assert code == 1
+    assert "no jobs" in said
+
+
+def test_a_time_in_a_folder_s_name_is_the_same_for_all(tmp_path: Path) -> None:
+    subdir = "hydra.sweep.subdir='${now:%f}-${seed}'"
+    code, said = command(["train", "-m", *TOY, "trainer.max_epochs=1", "seed=0,1", subdir], tmp_path)
+    assert code == 0, said
+    assert "2 finished" in said
 
 
 def test_the_folder_that_the_user_names_is_used(tmp_path: Path) -> None:
@@ -196,13 +213,8 @@ def test_the_folder_that_the_user_names_is_used(tmp_path: Path) -> None:
     assert len(before) == 2
     assert command(words, tmp_path)[0] == 0
     assert records(mine) == before
-    for other in (["optimizer.lr=0.02"], ["resume=never"]):
-        code, said = command([*words, *other], tmp_path)
-        assert code == 1
-        assert "mine holds other runs" in said
-        assert "hydra.sweep.dir" in said
-        assert "Traceback" not in said
-        assert records(mine) == before
+    assert command([*words, "optimizer.lr=0.02"], tmp_path)[0] == 0
+    assert len(records(mine)) == 4
 
 
 def at_home(home: str) -> None:
@@ -213,34 +225,13 @@ def at_home(home: str) -> None:
 def test_a_tilde_is_the_home_folder_and_the_sweep_is_found_there(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    for expected in ("1 finished", "finished already"):
+    for expected in ("1 finished", "already finished"):
         words = [*SWEEP, "+callbacks.fault.kind=none", "seed=0", "paths.runs=~/mine"]
         code, said = finish(words, tmp_path, partial(at_home, str(home)))
         assert code == 0
         assert expected in said
-    assert len(list(home.glob("mine/sweep-*/*/result.json"))) == 1
+    assert len(list(home.glob("mine/*/result.json"))) == 1
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["home"]
-
-
-def test_another_version_of_the_program_starts_a_sweep_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", overrides=["data=toy"])
-        before = runs.fingerprint(cfg)
-        assert runs.fingerprint(cfg) == before
-        monkeypatch.setattr(runs, "code_version", lambda: "another")
-        assert runs.fingerprint(cfg) != before
-
-
-def test_the_version_is_that_of_all_source_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "models").mkdir()
-    for file, text in (("runs.py", "a"), ("models/fvsbn.py", "b")):
-        (tmp_path / file).write_text(text)
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "runs.py"))
-    versions = {runs.code_version.__wrapped__()}
-    for change in (tmp_path / "models/fvsbn.py", tmp_path / "models/new.py"):
-        change.write_text("changed")
-        versions.add(runs.code_version.__wrapped__())
-    assert len(versions) == 3
 
 
 @pytest.mark.parametrize("flag", ["--config-name", "--config-path"])
@@ -260,35 +251,23 @@ def test_a_launcher_composes(launcher: str) -> None:
     assert target.partition(".")[2].startswith(sweeps.EXTRAS[launcher][0].partition(".")[2])
 
 
-@pytest.mark.parametrize("content", ["x", "{}", "[]"])
-def test_a_damaged_neighbour_is_passed_over(content: str, tmp_path: Path) -> None:
-    (tmp_path / "runs/old").mkdir(parents=True)
-    (tmp_path / "runs/old/sweep.json").write_text(content)
-    code, said = command([*SWEEP, "+callbacks.fault.kind=none", "seed=0"], tmp_path)
-    assert code == 0
-    assert "old/sweep.json is damaged" in said
-    code, said = command([*SWEEP, "+callbacks.fault.kind=none", "seed=0", "hydra.sweep.dir=runs/old"], tmp_path)
-    assert code == 1
-    assert "old/sweep.json is damaged: remove it" in said
-    assert "Traceback" not in said
-
-
 def test_a_damaged_record_is_named_with_its_cure(tmp_path: Path) -> None:
     words = [*SWEEP, "+callbacks.fault.kind=none", "seed=0"]
     assert command(words, tmp_path)[0] == 0
-    (record,) = tmp_path.glob("runs/*/*/result.json")
+    (record,) = tmp_path.glob("runs/*/result.json")
     record.write_text("{")
     code, said = command(words, tmp_path)
-    assert "result.json is damaged: remove it, and the same command makes it again" in " ".join(said.split())
+    assert code == 1
+    assert "remove the file, and the same command makes it again" in " ".join(said.split())
     record.unlink()
-    code, said = command(words, tmp_path)
-    assert code == 0
+    assert command(words, tmp_path)[0] == 0
     assert json.loads(record.read_text())["nll"]
 
 
-def test_no_secret_of_a_command_line_stays_in_its_folder(tmp_path: Path) -> None:
-    code, _ = command([*SWEEP, "+callbacks.fault.kind=none", "seed=0", "+api_key=SECRET123"], tmp_path)
-    assert code == 0
+@pytest.mark.parametrize("more", [[], ["hydra.job.chdir=true"]])
+def test_no_secret_of_a_command_line_stays_in_its_folder(more: list[str], tmp_path: Path) -> None:
+    code, said = command([*SWEEP, "+callbacks.fault.kind=none", "seed=0", "+api_key=SECRET123", *more], tmp_path)
+    assert code == 0, said
     files = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != "checkpoints"]
     assert len(files) > 5
     assert [path for path in files if b"SECRET123" in path.read_bytes()] == []
@@ -297,12 +276,13 @@ def test_no_secret_of_a_command_line_stays_in_its_folder(tmp_path: Path) -> None
 def test_resume_never_starts_anew(tmp_path: Path) -> None:
     words = [*SWEEP, "+callbacks.fault.kind=none", "seed=0", "resume=never"]
     for expected in (1, 2):
-        assert command(words, tmp_path)[0] == 0
-        assert len(list(tmp_path.glob("runs/sweep-*/*/result.json"))) == expected
+        code, said = command(words, tmp_path)
+        assert code == 0, said
+        assert len(list(tmp_path.glob("runs/*/result.json"))) == expected
 
 
 @pytest.mark.slow
-def test_a_single_run_goes_on_where_it_was_killed(tmp_path: Path) -> None:
+def test_a_single_run_is_resumed_where_it_was_killed(tmp_path: Path) -> None:
     words = ["train", *TOY, "trainer.max_epochs=20", FAULT, "+callbacks.fault.kind=slow"]
     process = start(words, tmp_path, None, importable)
     wait_for(lambda: list(tmp_path.glob("runs/*/checkpoints/last.ckpt")), process.is_alive)
@@ -310,39 +290,42 @@ def test_a_single_run_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     process.join()
     (run,) = (tmp_path / "runs").iterdir()
     assert command([*words, "resume=never"], tmp_path)[0] == 0
-    assert len(list((tmp_path / "runs").iterdir())) == 2
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {run.name, f"{run.name}-2"}
     assert command(words, tmp_path)[0] == 0
     assert len(list((tmp_path / "runs").iterdir())) == 2
-    assert "going on from" in (run / "train.log").read_text()
+    assert "resuming from" in (run / "train.log").read_text()
     assert (run / "result.json").is_file()
-
-
-def test_jobs_are_those_that_hydra_makes_of_the_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    words = ["-m", *TOY, "seed=range(2)", "model=fvsbn,tabular", "optimizer.lr=choice(0.1,0.2)", "hydra.sweep.dir=x"]
-    with sweeps.arranged(words, cli.CONF) as (arranged, sweep):
-        assert sweep is not None
-        assert arranged[-1] == "hydra.sweep.dir='x'"
-        assert [(job.folder, job.words) for job in sweep.jobs[:3]] == [
-            ("fvsbn-toy-s0-0", "model=fvsbn seed=0 optimizer.lr=0.1"),
-            ("fvsbn-toy-s0-1", "model=fvsbn seed=0 optimizer.lr=0.2"),
-            ("fvsbn-toy-s1-2", "model=fvsbn seed=1 optimizer.lr=0.1"),
-        ]
-        assert len({job.fingerprint for job in sweep.jobs}) == len(sweep.jobs) == 8
-        with pytest.raises(ValueError, match="x is in use"), sweeps.arranged(words, cli.CONF):
-            pass
 
 
 def test_every_job_has_a_wandb_run_of_its_own(tmp_path: Path) -> None:
     words = ["train", "-m", *TOY, "logger=wandb", "trainer.max_epochs=1", "seed=0,1"]
     code, said = finish(words, tmp_path, offline)
     assert code == 0, said
-    for job in only(tmp_path).glob("fvsbn-*"):
+    jobs = list(tmp_path.glob("runs/fvsbn-*"))
+    assert len(jobs) == 2
+    for job in jobs:
         assert len(list(job.glob("wandb/offline-run-*/*.wandb"))) == 1
 
 
 def offline() -> None:
     os.environ["WANDB_MODE"] = "offline"
+
+
+def test_whoever_stops_reading_stops_no_work(tmp_path: Path) -> None:
+    words = ["train", "-m", *TOY, "trainer.max_epochs=1", "seed=0,1,2"]
+    process = launched(words, tmp_path)
+    assert process.stdout
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait() == 0
+    assert len(records(tmp_path / "runs")) == 3
+
+
+def test_a_closed_output_is_no_fault(tmp_path: Path) -> None:
+    main = "import sys; sys.stdout = sys.stderr = None; from chainrule.cli import main; main()"
+    words = ["train", *TOY, "trainer.max_epochs=1", "trainer.enable_progress_bar=true"]
+    assert subprocess.run([sys.executable, "-c", main, *words], cwd=tmp_path, check=False).returncode == 0
+    assert len(records(tmp_path / "runs")) == 1
 
 
 # ---- extras -------------------------------------------------------------------------------------------

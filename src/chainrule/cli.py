@@ -1,34 +1,36 @@
-"""``chainrule VERB [key=value …]``: hydra entry points, no logic."""
+"""``chainrule VERB [key=value …]``: Hydra entry points, no logic, and the end of every error."""
 
 from __future__ import annotations
 
+import io
 import logging
-import math
 import os
+import re
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial, wraps
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException, InstantiationException
-from hydra.types import RunMode, TaskFunction
+from hydra.errors import CompactHydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from chainrule.files import FULL
+from chainrule import CONF, __version__
+from chainrule.runs.directory import RunDir, message
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from chainrule.density import AutoregressiveDensity
-
-HERE = Path(__file__).resolve().parent
-# The wheel carries conf/ inside the package; a checkout uses the one that its user edits.
-CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parents[1] / "conf"
+    from chainrule.training.sweep import Job
 
 # What users get wrong is explained in one message; anything else is a defect of ours and keeps its traceback.
 MISTAKES = (CompactHydraException, OmegaConfBaseException, ValueError, OSError)
@@ -36,53 +38,43 @@ MISTAKES = (CompactHydraException, OmegaConfBaseException, ValueError, OSError)
 # Exit codes of a process that was asked to end, as a shell has them.
 STOPPED = {130: "interrupted (Ctrl-C)", 143: "stopped (SIGTERM)"}
 
-PATH_KEYS = (
-    "run", "runs", "out", "file", "bench",
+PATHS = (
+    "run", "runs", "out", "file", "bench", "ckpt_path",
     "paths.data_dir", "paths.cache_dir", "paths.runs", "hydra.run.dir", "hydra.sweep.dir",
 )  # fmt: skip
 
-USAGE = """chainrule: exact-likelihood autoregressive models of binary images
-
-  chainrule train [key=value …]       train, select on validation, score the test set once
-  chainrule evaluate run=DIR          the NLL of a finished run, recomputed
-  chainrule sample run=DIR n=64       draw images
-  chainrule complete run=DIR          keep half of some test images, draw the rest
-  chainrule mix runs=DIR,DIR          the equal-weight mixture of finished runs
-  chainrule certify run=DIR           checks that a run's number is a normalized likelihood; certificate.json
-  chainrule check model=foo           checks that a model is a normalized, causal density
-  chainrule compress run=DIR file=F   the test images, or your own, in one file without loss
-  chainrule decompress run=DIR file=F the images in it
-  chainrule tabulate runs=DIR         a table of all finished runs below DIR
-  chainrule report runs=DIR           all about them as one HTML file: table, curves, samples, configurations
-  chainrule compare runs=DIR,DIR      paired differences of test NLL, image by image
-  chainrule search hparams_search=nade
-                                      good settings, found on the validation images
-  chainrule bench                     what training and sampling cost on this machine
-  chainrule dashboard                 a W&B workspace for all runs of a project
-  chainrule claims runs=DIR           what the text says of the models, measured on finished runs
-
-`chainrule VERB --help` says which keys a verb knows; `chainrule train -m model=fvsbn,nade seed=0,1,2`
-runs a sweep."""
+mistakes: list[Exception] = []  # that ended a verb
 
 
-def train(cfg: DictConfig) -> float:
-    from chainrule.reporting import tables  # noqa: PLC0415
-    from chainrule.training import sweep as sweeps  # noqa: PLC0415
-    from chainrule.training import train as experiment  # noqa: PLC0415
-
-    job, record = HydraConfig.get(), None
+@contextmanager
+def verb() -> Iterator[None]:
+    """Keeps a mistake for :func:`main`: on its way through Hydra, that would print a line of its own."""
     try:
-        with sweeps.contained():
-            record = experiment.train(cfg, job.runtime.output_dir, list(job.overrides.task))
-    finally:
-        sweeps.finish_wandb(failed=record is None)
-    if record is None:
-        return math.nan
-    _show(tables.summary(tables.read_record(record.path)))
-    return record.nll["valid"].mean
+        yield
+    except MISTAKES as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
+        mistakes.append(error)
 
 
+@verb()
+def train(cfg: DictConfig) -> float | None:
+    """train, select on validation, score the test set once"""
+    from chainrule.reporting import tables  # noqa: PLC0415
+    from chainrule.training import train as training  # noqa: PLC0415
+    from chainrule.training.sweep import isolated  # noqa: PLC0415
+
+    job = HydraConfig.get()
+    with isolated(RunDir(Path(job.runtime.output_dir))):
+        record = training.train(cfg, job.runtime.output_dir, list(job.overrides.task))
+        _show(tables.summary(tables.read_record(record.path)))
+        return record.nll["valid"].mean
+    return None  # failed
+
+
+@verb()
 def evaluate(cfg: DictConfig) -> None:
+    """the NLL of a finished run, recomputed"""
     from chainrule.evaluation import scoring  # noqa: PLC0415
 
     result = scoring.evaluate(cfg)
@@ -92,19 +84,25 @@ def evaluate(cfg: DictConfig) -> None:
     )
 
 
+@verb()
 def sample(cfg: DictConfig) -> None:
+    """draw images"""
     from chainrule.evaluation import sampling  # noqa: PLC0415
 
     _show(f"written: {sampling.sample(cfg)}")
 
 
+@verb()
 def complete(cfg: DictConfig) -> None:
+    """keep half of some test images, draw the rest"""
     from chainrule.evaluation import sampling  # noqa: PLC0415
 
     _show(f"written: {sampling.complete(cfg)}")
 
 
+@verb()
 def mix(cfg: DictConfig) -> None:
+    """the equal-weight mixture of finished runs"""
     from chainrule.evaluation import mix as mixing  # noqa: PLC0415
     from chainrule.reporting import tables  # noqa: PLC0415
 
@@ -113,14 +111,18 @@ def mix(cfg: DictConfig) -> None:
     _show(f"written: {path}")
 
 
+@verb()
 def certify(cfg: DictConfig) -> None:
+    """checks that a run's number is a normalized likelihood; certificate.json"""
     from chainrule.evaluation import certify as proving  # noqa: PLC0415
 
     if not proving.certify(cfg, _show):
         sys.exit(1)
 
 
+@verb()
 def check(cfg: DictConfig) -> None:
+    """checks that a model is a normalized, causal density"""
     from chainrule import testing  # noqa: PLC0415
 
     model: type[AutoregressiveDensity] = hydra.utils.get_class(cfg.model._target_)
@@ -134,52 +136,58 @@ def check(cfg: DictConfig) -> None:
     _show(f"{model.__name__}: {len(done)} checks passed")
 
 
+@verb()
 def compress(cfg: DictConfig) -> None:
+    """the test images, or your own, in one file without loss"""
     from chainrule.evaluation import coding  # noqa: PLC0415
 
     _show(coding.compress(cfg))
 
 
+@verb()
 def decompress(cfg: DictConfig) -> None:
+    """the images in it"""
     from chainrule.evaluation import coding  # noqa: PLC0415
 
     path, count = coding.decompress(cfg)
     _show(f"written: {path} ({count:,} images)")
 
 
+@verb()
 def tabulate(cfg: DictConfig) -> None:
+    """a table of all finished runs below a folder"""
     from chainrule.reporting import tables  # noqa: PLC0415
 
     print(tables.tabulate(_runs(cfg), format=cfg.format, published=cfg.published, invalid=cfg.invalid))
 
 
+@verb()
 def report(cfg: DictConfig) -> None:
+    """all about them as one HTML file: table, curves, samples, configurations"""
     from chainrule.reporting.report import write_report  # noqa: PLC0415
 
     _show(f"written: {write_report(_runs(cfg), out=cfg.out, bench=cfg.bench, published=cfg.published)}")
 
 
-def _runs(cfg: DictConfig) -> str | list[str]:
-    if OmegaConf.is_missing(cfg, "runs"):
-        raise ValueError("say where the runs are: runs=DIR, or runs=DIR,DIR")
-    return cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs)
-
-
+@verb()
 def compare(cfg: DictConfig) -> None:
+    """paired differences of test NLL, image by image"""
     from chainrule.evaluation import compare as comparing  # noqa: PLC0415
 
     differences = comparing.compare(_runs(cfg), resamples=cfg.resamples, level=cfg.level, seed=cfg.seed)
     print(comparing.table(differences, format=cfg.format))
 
 
+@verb()
 def search(cfg: DictConfig) -> None:
-    from chainrule.training import sweep as sweeps  # noqa: PLC0415
+    """good settings, found on the validation images"""
+    from chainrule.training.sweep import require  # noqa: PLC0415
 
-    sweeps.require("search")
+    require("search")
     from chainrule.training import search as searching  # noqa: PLC0415
 
     job = HydraConfig.get()
-    words = searching.train_words(job.runtime.choices, job.overrides.task)
+    words = searching.train_overrides(job.runtime.choices, job.overrides.task)
     found = searching.Search(cfg, Path(job.runtime.output_dir), words)
     found.run()
     _show(searching.summary(found))
@@ -188,24 +196,30 @@ def search(cfg: DictConfig) -> None:
         _show(f"as an experiment: {searching.write_recipe(found, best)}")
 
 
+@verb()
 def bench(cfg: DictConfig) -> None:
+    """what training and sampling cost on this machine"""
     from chainrule.bench import run, table  # noqa: PLC0415
 
     job = HydraConfig.get()
     print(table.render(run.bench(cfg, job.runtime.output_dir, list(job.overrides.task))))
 
 
+@verb()
 def claims(cfg: DictConfig) -> None:
+    """what the text says of the models, measured on finished runs"""
     from chainrule.bench import claims as study  # noqa: PLC0415
 
     _runs(cfg)
     print(study.claims(cfg))
 
 
+@verb()
 def dashboard(cfg: DictConfig) -> None:
-    from chainrule.training import sweep as sweeps  # noqa: PLC0415
+    """a W&B workspace for all runs of a project"""
+    from chainrule.training.sweep import require  # noqa: PLC0415
 
-    sweeps.require("dashboard")
+    require("dashboard")
     from chainrule.reporting import workspace  # noqa: PLC0415
 
     _show(f"workspace: {workspace.dashboard(cfg)}")
@@ -222,97 +236,82 @@ VERBS: dict[str, Callable[[DictConfig], float | None]] = {
 
 def main() -> None:
     """The ``chainrule`` command."""
-    verb, *words = sys.argv[1:] or ["--help"]
-    if verb in ("-h", "--help", "help"):
-        print(USAGE)
+    name, *overrides = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help", "help", "--version"):
+        print(f"chainrule {__version__}" if name == "--version" else usage())
         return
-    if verb not in VERBS:
-        sys.exit(f"chainrule: no command {verb!r}; there are {', '.join(VERBS)}. See chainrule --help")
-    paths = (*PATH_KEYS, "images") if verb == "compress" else PATH_KEYS  # to bench it is a number
-    # OpenMP's threads wait for the next loop by spinning. On cores that others use as well, a long spin keeps
-    # the thread that everybody waits for off its core, and a step takes ten times as long; a short one costs nothing.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    logging.raiseExceptions = False  # a full disk is reported once, and not by every line of the log
-    traceback = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    if name not in VERBS:
+        sys.exit(f"chainrule: no command {name!r}; there are {', '.join(VERBS)}. See chainrule --help")
+    if {"-h", "--help"} & set(overrides):
+        print(keys(name))
+        return
+    _prepare()
+    traceback_wanted = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands every error on: they are reported here
+    code: str | int | None = None
     try:
-        words = [_quoted(word, paths) for word in words]
-        if verb == "train":
-            _train(words)
-        else:
-            _launch(verb, words)
-    except MISTAKES as error:
-        if traceback:
-            raise
-        sys.exit(f"chainrule {verb}: {_message(error)}")
+        sys.argv = [sys.argv[0], *_checked(name, overrides)]
+        with _stoppable():
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(VERBS[name])()
+        if mistakes:
+            raise mistakes[0]
     except (KeyboardInterrupt, SystemExit) as stop:
         code = 130 if isinstance(stop, KeyboardInterrupt) else stop.code
         if code in STOPPED:
-            print(f"chainrule {verb}: {STOPPED[code]}; the same command again goes on from there", file=sys.stderr)
+            print(f"chainrule {name}: {STOPPED[code]}; rerun the same command to resume", file=sys.stderr)
+    except Exception as error:
+        if traceback_wanted or not (isinstance(error, MISTAKES) or _jobs()):
+            raise
+        code = f"chainrule {name}: {'the launcher stopped: ' * bool(_jobs())}{message(error)}"
+        written = error if isinstance(error, OSError) else error.__cause__
+        if not mistakes and isinstance(written, OSError):  # Hydra's folder, or its log file
+            cure = "Results cannot be written there: choose another folder, as in paths.runs=FOLDER"
+            code = f"chainrule {name}: {message(written)}. {cure}"
+    if (jobs := _jobs()) is not None:
+        code = _end(jobs, code)
+    with suppress(OSError):  # whoever was to read it may be gone
+        sys.stdout.flush()
+    if code:
         sys.exit(code)
 
 
-def _train(words: list[str]) -> None:
-    from chainrule.training import sweep as sweeps  # noqa: PLC0415
-
-    with sweeps.arranged(words, CONF) as (arranged, sweep):
-        if sweep is None:
-            with sweeps.stoppable():
-                _launch("train", arranged)
-        else:
-            code = sweeps.conduct(sweep, partial(_launch, "train", arranged))
-            _show(sweeps.summary(sweep))
-            if code:
-                sys.exit(code)
-
-
-def _launch(verb: str, words: list[str]) -> None:
-    sys.argv = [sys.argv[0], *words]
-    mistakes: list[Exception] = []
-    try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=verb)(_keeping(mistakes, VERBS[verb]))()
-    except (OSError, ValueError) as error:
-        raise _of_folder(error) from error
-    if mistakes:
-        raise mistakes[0]
+def _prepare() -> None:
+    """Makes the environment of a process one in which nothing but the configuration decides."""
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed
+            setattr(sys, stream, Path(os.devnull).open("w"))  # noqa: SIM115
+        elif isinstance(found := getattr(sys, stream), io.TextIOWrapper):
+            found.reconfigure(errors="replace")  # a Latin-1 terminal
+    logging.raiseExceptions = False  # a full disk is reported once, and not by every line of the log
+    os.environ["MPLBACKEND"] = "agg"  # not a notebook's
+    # OpenMP's threads wait for the next loop by spinning. On cores that others use as well, a long spin keeps
+    # the thread that everybody waits for off its core, and a step takes ten times as long; a short one costs nothing.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    mistakes.clear()
+    if "chainrule.training.sweep" in sys.modules:
+        sys.modules["chainrule.training.sweep"].Sweep.jobs = None
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # models of the user's own
 
 
-def _of_folder(error: Exception) -> Exception:
-    """The same error; one of making the folder or its log file, which Hydra does, says what to do."""
-    cause = error if isinstance(error, OSError) else error.__cause__
-    if not isinstance(cause, OSError) or cause.filename is None:
-        return error
-    what = f"{cause.strerror}. Results cannot be written there: choose another folder, as in paths.runs=FOLDER"
-    return OSError(cause.errno, what, cause.filename)
+def _checked(name: str, overrides: Sequence[str]) -> list[str]:
+    """The command line for Hydra, paths quoted.
 
+    Raises:
+        ValueError: a flag or a choice that cannot work here.
+    """
+    for word in overrides:
+        if re.match("--config-(path|name)|-c[pn]", word):  # the jobs of a sweep are found in ours
+            raise ValueError(
+                "--config-path and --config-name replace chainrule's own configuration: leave them out, and add "
+                "configurations of yours with --config-dir=FOLDER (its experiment/mine.yaml is then experiment=mine)"
+            )
+        if word.startswith("hydra/launcher="):  # without its packages Hydra does not even know the choice
+            from chainrule.training.sweep import require  # noqa: PLC0415
 
-def _keeping(mistakes: list[Exception], task: Callable[[DictConfig], float | None]) -> TaskFunction:
-    """The task; a mistake does not pass through Hydra, which would print a line of its own before our message."""
-
-    @wraps(task)
-    def run(cfg: DictConfig) -> float | None:
-        try:
-            return task(cfg)
-        except MISTAKES as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise
-            mistakes.append(error)
-            return None
-
-    return run
-
-
-def _message(error: Exception) -> str:
-    """What went wrong, in the words of whoever found it first."""
-    if isinstance(error, OSError) and error.errno in FULL and error.strerror == os.strerror(error.errno):  # no cure yet
-        return f"{error}. Make room, or write to another folder"
-    if isinstance(error, InstantiationException) and isinstance(error.__cause__, (ValueError, OSError)):
-        return str(error.__cause__)
-    if isinstance(error.__cause__, OmegaConfBaseException):
-        return f"{error}\n{error.__cause__}"
-    if "Config group override must be" in str(error):
-        return f"{error}. A group that can be switched off has the choice none: logger=none"
-    return str(error)
+            require(word.partition("=")[2])
+    paths = (*PATHS, "images") if name == "compress" else PATHS  # to bench it is a number
+    return [_quoted(word, paths) for word in overrides]
 
 
 def _quoted(word: str, paths: Sequence[str]) -> str:
@@ -321,11 +320,13 @@ def _quoted(word: str, paths: Sequence[str]) -> str:
     A ~ is the home folder: shells leave it as it is after a =, and Hydra makes a folder of that name.
 
     Raises:
-        ValueError: the home folder of somebody who is not known here.
+        ValueError: the path is empty, or the home folder of somebody who is not known here.
     """
     key, equals, value = word.partition("=")
-    if not equals or key not in paths or value[:1] in ("'", '"', "["):
+    if not equals or key.lstrip("+") not in paths or value[:1] in ("'", '"', "[") or value == "null":
         return word
+    if not value:
+        raise ValueError(f"{key}= is empty: is a variable not set? Give a path")
     parts = [os.path.expanduser(part) for part in (value.split(",") if key == "runs" else [value])]  # noqa: PTH111
     if unknown := [part for part in parts if part.startswith("~")]:
         raise ValueError(f"{key}={unknown[0]}: there is no such user here; give the whole path")
@@ -333,8 +334,77 @@ def _quoted(word: str, paths: Sequence[str]) -> str:
     return f"{key}=[{','.join(quoted)}]" if key == "runs" else f"{key}={quoted[0]}"
 
 
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM as an exception, SystemExit(143), also where Lightning is not there to catch it."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if signal.getsignal(signal.SIGTERM) is stop:  # in a training Lightning's own stands before: it knows when
+            raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _jobs() -> list[Job] | None:
+    """The jobs of the sweep that the command runs; None: it runs none."""
+    sweep = sys.modules.get("chainrule.training.sweep")
+    return sweep.Sweep.jobs if sweep else None
+
+
+def _end(jobs: list[Job], code: str | int | None) -> str | int | None:
+    """Shows what became of a sweep's jobs; returns the exit code."""
+    from chainrule.training.sweep import summary  # noqa: PLC0415
+
+    if "ray" in sys.modules:  # its workers would go on talking
+        sys.modules["ray"].shutdown()
+    if not jobs:
+        return code or "chainrule train: a sweep of no jobs: one of its values is an empty range"
+    table, all_finished = summary(jobs)
+    _show(table)
+    return code or int(not all_finished)
+
+
+def usage() -> str:
+    """What verbs there are."""
+    verbs = "\n".join(f"  chainrule {name:<11} {verb.__doc__}" for name, verb in VERBS.items())
+    return f"""chainrule: exact-likelihood autoregressive models of binary images
+
+{verbs}
+
+`chainrule VERB --help` says which keys a verb knows; `chainrule train -m model=fvsbn,nade seed=0,1,2`
+runs a sweep."""
+
+
+def keys(name: str) -> str:
+    """The keys of a verb as its configuration explains them, and the choices of its groups."""
+    shown, defaults = [], cast(DictConfig, OmegaConf.load(CONF / f"{name}.yaml")).get("defaults", [])
+    for file in (name, "base") if "base" in defaults else (name,):
+        hidden = False
+        for line in (CONF / f"{file}.yaml").read_text(encoding="utf-8").splitlines():
+            hidden = line.startswith(("defaults:", "hydra:")) or (hidden and line.startswith((" ", "-", "#")))
+            shown += [] if hidden or (file == "base" and line.startswith("#")) else [line.removeprefix("# ")]
+    groups = [str(group) for entry in defaults if not isinstance(entry, str) for group in entry]
+    choices = {group: sorted(file.stem for file in (CONF / group).glob("*.yaml")) for group in groups}
+    shown += [f"{group}: {', '.join(names)}" for group, names in choices.items() if names]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(shown)) + "\n\n--cfg job shows the whole configuration."
+
+
+def _runs(cfg: DictConfig) -> str | list[str]:
+    if OmegaConf.is_missing(cfg, "runs"):
+        raise ValueError("say where the runs are: runs=DIR, or runs=DIR,DIR")
+    return cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs)
+
+
 def _show(what: RenderableType) -> None:
     from rich.console import Console  # noqa: PLC0415
 
     text = isinstance(what, str)  # as it is: brackets are Hydra's, not Rich's
-    Console(soft_wrap=text).print(what, markup=not text)
+    console = Console(soft_wrap=text)
+    with console.capture() as captured:  # Rich itself leaves the process when nobody reads
+        console.print(what, markup=not text)
+    with suppress(OSError, ValueError):  # the work is done, whether it can be shown or not
+        print(captured.get(), end="", flush=True)

@@ -25,7 +25,7 @@ from chainrule.reporting.growth import growth_figure
 from chainrule.runs.load import device_named
 from chainrule.runs.provenance import provenance
 from chainrule.runs.record import write_json
-from chainrule.runs.settings import public_config, public_words
+from chainrule.runs.settings import public_config, public_overrides
 from chainrule.validate import number
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def bench(cfg: DictConfig, run_dir: str | Path, overrides: Sequence[str] = ()) -
         record["growth"] = measure_growth(cfg, timer)
     record |= {
         "seconds": time.perf_counter() - started,
-        "overrides": public_words(overrides),
+        "overrides": public_overrides(overrides),
         "config": public_config(cfg),
     }
     out.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,6 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path, PurePath
 from typing import Any, TypeVar, cast
 
@@ -15,13 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from chainrule.evaluation import sampling, scoring
 from chainrule.reporting import tables
 from chainrule.reporting.tables import Record
-from chainrule.runs import fingerprint as fingerprints
 from chainrule.runs.directory import RunDir, failure_noted, load_config, lock
+from chainrule.runs.fingerprint import code_sha256, create, earlier, fingerprint, run_name, sources, targets
 from chainrule.runs.load import checkpoint_sha256, load_model
 from chainrule.runs.provenance import provenance
 from chainrule.runs.record import Member
 from chainrule.runs.record import Record as Result
-from chainrule.runs.settings import check, public_words
+from chainrule.runs.settings import check, public_overrides
 
 Number = TypeVar("Number", int, float)
 
@@ -43,18 +42,17 @@ def mix(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[Path, Result]:
         ValueError: fewer than two runs, or runs that do not belong together.
         OSError: a checkpoint or the images cannot be found, or files not be written.
     """
-    check(cfg)
+    check(cfg, optional=["seed"])
     members = find_members(cfg)
     seed = _seed(cfg, members)
-    run = RunDir(_folder(cfg, members, seed))
-    config = _config(cfg, members, seed, run)
-    if not cfg.out and (begun := fingerprints.find_unfinished(run.path.parent, fingerprints.fingerprint(config))):
-        run = RunDir(begun)
+    top = Path(cfg.paths.runs).expanduser()
+    out = Path(cfg.out).expanduser() if cfg.out else top / run_name(_config(cfg, members, seed, top / "new"), top)
+    run, config = RunDir(out), _config(cfg, members, seed, out)
     with lock(run.path):
-        record = fingerprints.earlier(run, config)
+        record = earlier(run, config)
         if record is None:
-            fingerprints.create(run, config)
-            log.info("%d members; everything goes to %s", len(members), run.path)
+            create(run, config)
+            log.info("%d members; writing to %s", len(members), run.path)
             with failure_noted(run):
                 record = _record(cfg, members, config, run, _words(overrides))
                 record.write(run.path)
@@ -110,18 +108,11 @@ def _seed(cfg: DictConfig, members: Sequence[Record]) -> int:
 # ---- the run directory ------------------------------------------------------------------------------
 
 
-def _folder(cfg: DictConfig, members: Sequence[Record], seed: int) -> Path:
-    if cfg.out:
-        return Path(cfg.out).expanduser()
-    name = f"mixture-{len(members)}-{members[0].data}-s{seed}-{datetime.now():%Y%m%d-%H%M%S-%f}"
-    return Path(cfg.paths.runs).expanduser() / name
-
-
-def _config(cfg: DictConfig, members: Sequence[Record], seed: int, run: RunDir) -> DictConfig:
+def _config(cfg: DictConfig, members: Sequence[Record], seed: int, folder: Path) -> DictConfig:
     """All that is needed to build the mixture again, and to find its images."""
     chosen = [
         {
-            "run": os.path.relpath(r.path.resolve(), run.path.resolve()),
+            "run": os.path.relpath(r.path.resolve(), folder.resolve()),
             "sha256": checkpoint_sha256(RunDir(r.path)),
         }
         for r in members
@@ -157,9 +148,10 @@ def _record(
         epochs=_sum([r.epochs for r in members]),
         seconds=_sum([r.seconds for r in members]),
         sampling=sampling.draw_samples(density, run, config),
-        fingerprint=fingerprints.fingerprint(config),
+        fingerprint=fingerprint(config),
+        code_sha256=code_sha256(targets(config)),
         checkpoint_sha256=checkpoint_sha256(run),
-        **provenance(),
+        **provenance(sources(targets(config)).values()),
         overrides=list(overrides),
         members=[_member(r) for r in members],
         config=_public(config),
@@ -177,7 +169,7 @@ def _public(config: DictConfig) -> dict[str, Any]:
 
 def _words(overrides: Sequence[str]) -> list[str]:
     """The words of the command line, without those that say where things lie on this machine."""
-    return [word for word in public_words(overrides) if not _leads_elsewhere(*word.partition("=")[::2])]
+    return [word for word in public_overrides(overrides) if not _leads_elsewhere(*word.partition("=")[::2])]
 
 
 def _leads_elsewhere(key: str, value: str) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import sysconfig
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError  # type: ignore[import-untyped]
 
@@ -21,6 +22,14 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 0.3  # seconds to wait for a lock: whoever only looks at one holds it for a moment, too
 STUDY = "study.db"  # of a search: its trials are judged by validation images, and have no record
+
+
+LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
+
+
+def is_own(file: Path) -> bool:
+    """Whether a source file is neither of Python nor of an installed package, but of a checkout or the user's own."""
+    return file.is_file() and not any(file.is_relative_to(folder) for folder in LIBRARIES)
 
 
 @dataclass(frozen=True)
@@ -193,7 +202,9 @@ def failure_noted(run: RunDir) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = _with_cure(error, run)
+        if isinstance(error, OSError) and error.errno in FULL:
+            what = f"{error.strerror}. Make room, then rerun the same command to resume"
+            error = OSError(error.errno, what, str(error.filename or run.path)).with_traceback(error.__traceback__)
         record = log.makeRecord(
             log.name, logging.ERROR, __file__, 0, "the run failed", (), (type(error), error, error.__traceback__)
         )
@@ -201,19 +212,32 @@ def failure_noted(run: RunDir) -> Iterator[None]:
             if isinstance(handler, logging.FileHandler):
                 handler.handle(record)
         with suppress(OSError):  # the disk may be what failed
-            write_whole(run.failure, f"{message(told)}\n".encode())
-        raise told from error
+            write_whole(run.failure, f"{message(error)}\n".encode())
+        raise error
 
 
-def message(error: Exception) -> str:
-    """The message of the root cause."""
-    told = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
-    return str(told) or type(told).__name__
-
-
-def _with_cure(error: Exception, run: RunDir) -> Exception:
-    """The same error; one of a full disk says what to do."""
-    if not isinstance(error, OSError) or error.errno not in FULL:
-        return error
-    what = f"{error.strerror}. Make room, then give the same command again: it goes on where it stopped"
-    return OSError(error.errno, what, str(error.filename or run.path))
+def message(error: BaseException) -> str:  # noqa: PLR0911
+    """An error in one message: of Hydra's and OmegaConf's, what they wrap."""
+    cause, said = error.__cause__, str(error)
+    kind = type(error).__name__  # their classes are slow to import
+    if kind == "InstantiationException" and cause:
+        if isinstance(cause, (ValueError, OSError)):
+            return message(cause)
+        where = said.rpartition("full_key: ")[2] if "full_key: " in said else ""
+        if said.startswith("Error locating target"):
+            where = said.partition(", set env var")[0]
+            while cause.__cause__:
+                cause = cause.__cause__
+        frames = [frame for frame in traceback.extract_tb(cause.__traceback__) if is_own(Path(frame.filename))]
+        place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+        return f"{where}: {cause}{place}".removeprefix(": ")
+    if kind == "InterpolationResolutionError" and isinstance(cause, (ValueError, OSError)):
+        return message(cause)
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        room = ". Make room, or write to another folder" if error.strerror == os.strerror(error.errno or 0) else ""
+        return f"{error.filename}: {error.strerror}" + room * (error.errno in FULL)
+    if "Config group override must be" in said:
+        return f"{said}. A group that can be switched off has the choice none: logger=none"
+    if cause is not None and type(cause).__module__ == "omegaconf.errors":
+        return f"{said}\n{cause}"
+    return said or kind

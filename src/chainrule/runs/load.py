@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import sys
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from hydra.errors import HydraException
 from hydra.utils import get_class, instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from chainrule.density import AutoregressiveDensity, BinaryDensity
 from chainrule.files import is_intact, is_sealed
@@ -20,6 +21,7 @@ from chainrule.runs.directory import RunDir, load_config, open_run
 
 Kind = TypeVar("Kind")
 
+RETIRED = ("l2",)  # arguments of models that earlier versions had: training only
 PREFIX = "density."  # of the model's tensors in a checkpoint
 
 
@@ -32,31 +34,39 @@ def device_named(name: str) -> torch.device:
     if name not in ("cpu", "cuda"):
         raise ValueError(f"device must be cpu or cuda, got {name!r}")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda, but no CUDA GPU is at hand: use device=cpu")
+        raise ValueError("device=cuda, but no CUDA device available: use device=cpu")
     return torch.device(name)
 
 
-def load_model(run_dir: str | Path, device: str | torch.device = "cpu") -> BinaryDensity:
+def load_model(run_dir: str | Path, device: str | torch.device = "cpu", trust: str | None = None) -> BinaryDensity:
     """The density of a run, as it was selected on the validation images, in evaluation mode.
+
+    Args:
+        run_dir: of a finished run, or one that has been validated at least once.
+        device: where the density computes.
+        trust: a module, as ``mine.foo``, whose code may be executed: for a model from outside the package that has not
+            been imported yet.
 
     Raises:
         FileNotFoundError: no run directory, or no checkpoint in it or in a mixture's member.
-        ValueError: the checkpoint is damaged, foreign or holds more than tensors and builtins; or a mixture's
-            member has changed.
+        ValueError: the checkpoint is damaged, foreign or holds more than tensors and builtins; the model is not
+            trusted; or a mixture's member has changed.
     """
     run = open_run(run_dir)
     members = load_config(run).get("members")
-    density = Mixture([_load_member(run, member) for member in members]) if members else load_selected(run)
-    return density.to(device).eval()
+    density = Mixture([_load_member(run, member, trust) for member in members]) if members else None
+    return (density or load_selected(run, trust)).to(device).eval()
 
 
-def load_autoregressive(run_dir: str | Path, device: str | torch.device = "cpu") -> AutoregressiveDensity:
+def load_autoregressive(
+    run_dir: str | Path, device: str | torch.device = "cpu", trust: str | None = None
+) -> AutoregressiveDensity:
     """The same, for what needs an order.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`load_model`; or the run is a mixture.
     """
-    density = load_model(run_dir, device)
+    density = load_model(run_dir, device, trust)
     if not isinstance(density, AutoregressiveDensity):
         raise ValueError(
             f"{run_dir} is a mixture: it has no order of its own, so its images are not drawn or coded pixel by pixel. "
@@ -65,7 +75,7 @@ def load_autoregressive(run_dir: str | Path, device: str | torch.device = "cpu")
     return density
 
 
-def _load_member(run: RunDir, member: DictConfig) -> BinaryDensity:
+def _load_member(run: RunDir, member: DictConfig, trust: str | None) -> BinaryDensity:
     path = run.path / member.run
     if not (RunDir(path).config.is_file() and RunDir(path).best.is_file()):
         raise FileNotFoundError(f"{run.path} is a mixture, and {path}, a member of it, is no longer there: mix again")
@@ -74,7 +84,7 @@ def _load_member(run: RunDir, member: DictConfig) -> BinaryDensity:
             f"{run.path} is a mixture, and {path}, a member of it, has changed since: its checkpoint's SHA-256 is not "
             f"{member.sha256[:12]}…. Mix again"
         )
-    return load_model(path)
+    return load_model(path, trust=trust)
 
 
 def checkpoint_sha256(run: RunDir) -> str:
@@ -85,7 +95,7 @@ def checkpoint_sha256(run: RunDir) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_selected(run: RunDir) -> AutoregressiveDensity:
+def load_selected(run: RunDir, trust: str | None = None) -> BinaryDensity:
     """The density of a run that is no mixture, finished or not.
 
     Raises:
@@ -94,26 +104,42 @@ def load_selected(run: RunDir) -> AutoregressiveDensity:
     if not run.best.is_file():
         raise FileNotFoundError(f"{run.best} does not exist: the run stopped before its first validation")
     state, shape = read_checkpoint(run.best)
-    model = instance(load_config(run).model, AutoregressiveDensity, shape=shape)  # type: ignore[type-abstract]
+    config = load_config(run).model
+    if str(config.get("_target_")).startswith("chainrule."):
+        config = OmegaConf.masked_copy(config, [key for key in config if key not in RETIRED])
+    model = instance(config, BinaryDensity, trust, shape=shape)  # type: ignore[type-abstract]
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"{run.best} does not fit the model of {run.config}: {error}") from error
+    for part in model.modules():
+        order = getattr(part, "order", None) if isinstance(part, AutoregressiveDensity) else None
+        if order is not None and not torch.equal(order.sort().values, torch.arange(len(order))):
+            raise ValueError(f"{run.best} is damaged: its order of the pixels is no permutation")
     return model.eval()
 
 
-def instance(config: DictConfig, kind: type[Kind], **arguments: object) -> Kind:
+def instance(config: DictConfig, kind: type[Kind], trust: str | None = None, **arguments: object) -> Kind:
     """What a run directory asks to be built, perhaps somebody else's: one of a kind, and nothing that runs other code.
+
+    Whatever it names must be part of chainrule, or be imported already, or be trusted: it is imported only then.
 
     Raises:
         ValueError: it asks for anything else.
     """
+    name = str(config.get("_target_"))
+    module = name.rpartition(".")[0]
+    if not (name.startswith("chainrule.") or module in sys.modules or (trust and f"{name}.".startswith(f"{trust}."))):
+        raise ValueError(
+            f"_target_: {name} is no part of chainrule, and building it would execute its code. If you trust it: "
+            f"trust={module}"
+        )
     try:
-        target = get_class(str(config.get("_target_")))
+        target = get_class(name)
     except (ImportError, ValueError, HydraException) as error:
-        raise ValueError(f"_target_: {config.get('_target_')} cannot be built here: {error}") from error
+        raise ValueError(f"_target_: {name} cannot be built here: {error}") from error
     if not issubclass(target, kind):
-        raise ValueError(f"_target_: {config.get('_target_')} is no {kind.__name__}: this configuration is not trusted")
+        raise ValueError(f"_target_: {name} is no {kind.__name__}: this configuration is not trusted")
     built: Kind = instantiate(config, **arguments, _recursive_=False, _partial_=False, _convert_="all")
     return built
 
@@ -130,4 +156,6 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], tuple[int, int
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is damaged, or no checkpoint of chainrule ({reason})") from error
+    if bad := [name for name, value in state.items() if not bool(torch.isfinite(value).all())]:
+        raise ValueError(f"{path}: {bad[0]} is not finite: the training diverged, or the file was altered")
     return state, (height, width)

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import subprocess
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+log = logging.getLogger(__name__)
+
+PACKAGE = Path(__file__).resolve().parents[1]
 LIBRARIES = ("chainrule", "torch", "lightning", "hydra-core", "numpy", "numba", "wandb")
 
 
-def provenance() -> dict[str, Any]:
-    """Machine, library versions, commit and date: what a record says besides its numbers."""
+def provenance(sources: Iterable[Path] = ()) -> dict[str, Any]:
+    """Machine, library versions, commits and date: what a record says besides its numbers.
+
+    Args:
+        sources: the files that compute the number: see :func:`chainrule.runs.fingerprint.sources`.
+    """
     return {
         "hardware": _hardware(),
-        **program(),
+        **program(tuple(sorted(sources))),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
 @cache
-def program() -> dict[str, Any]:
-    """Library versions and commit, as they were when first asked: at the start, for what runs is what was there then.
+def program(files: tuple[Path, ...]) -> dict[str, Any]:
+    """Library versions and commits, as they were when first asked: at the start, for what runs is what was there then.
 
     Raises:
         ValueError: a library is not installed.
@@ -34,9 +43,11 @@ def program() -> dict[str, Any]:
         versions = {name: version(name) for name in LIBRARIES}
     except PackageNotFoundError as error:
         raise ValueError(f"{error.name} is not installed: a record names its version. Install it with pip") from error
+    outside = [file for file in files if not file.is_relative_to(PACKAGE)]
     return {
         "versions": {"python": platform.python_version()} | versions,
-        "git": _git(Path(__file__).resolve().parents[1]),
+        "git": _git(PACKAGE / "__init__.py", [file for file in files if file not in outside]),
+        **({"model_git": _git(outside[0], outside)} if outside else {}),
     }
 
 
@@ -57,14 +68,27 @@ def _cpu_name() -> str:
     return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
 
 
-def _git(folder: Path) -> dict[str, Any]:
-    def git(*words: str) -> str | None:
+def _git(first: Path, files: Sequence[Path]) -> dict[str, Any]:
+    """The commit of a checkout, and whether it has changes, or files that compute, that no commit has."""
+
+    def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)  # noqa: S603, S607
-        except (OSError, subprocess.CalledProcessError):
+            done = subprocess.run(  # noqa: S603
+                ["git", "-C", str(first.parent), *arguments],  # noqa: S607
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+        except OSError:
+            return None
+        except subprocess.CalledProcessError as error:
+            if "dubious ownership" in error.stderr:
+                log.warning("the record will name no commit: %s", error.stderr.strip().partition("\n")[0])
             return None
         return done.stdout.strip()
 
-    tracked = git("ls-files", "--error-unmatch", __file__) is not None  # installed files belong to no commit
-    commit = git("rev-parse", "HEAD") if tracked else None
-    return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no")) if commit else None}
+    if git("ls-files", "--error-unmatch", str(first)) is None and first.is_relative_to(PACKAGE):
+        return {"commit": None, "dirty": None}  # installed files belong to no commit
+    commit = git("rev-parse", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no") or git("ls-files", "--others", *map(str, files))
+    return {"commit": commit, "dirty": bool(changed) if commit else None}

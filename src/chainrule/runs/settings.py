@@ -1,4 +1,4 @@
-"""What a configuration may say: ranges of numbers, choices, and the names of its model and data."""
+"""What a configuration may say: ranges of numbers, choices, what counts as a setting and what stays private."""
 
 from __future__ import annotations
 
@@ -34,10 +34,21 @@ RANGES: dict[str, tuple[type, float, float]] = {
     "keep": (float, 0, 1),
 }
 
-CHOICES = {"resume": ("auto", "never"), "trainer.accelerator": ("auto", "cpu", "cuda", "gpu")}
+CHOICES: dict[str, tuple[object, ...]] = {
+    "resume": ("auto", "never", "force"),
+    "trainer.accelerator": ("auto", "cpu", "cuda", "gpu"),
+    "trainer.strategy": ("auto", "ddp_spawn"),
+    "trainer.num_nodes": (1,),
+}
+NEEDED = ("seed", "samples", "n", "draws", "k", "keep", "optimizer.lr", "trainer.max_epochs")  # where a verb has them
+# What makes a run train or validate on a part of the images, or stop before its last epoch.
+PARTIAL: dict[str, tuple[object, ...]] = {
+    "fast_dev_run": (False, 0), "limit_train_batches": (1.0,), "limit_val_batches": (1.0,), "overfit_batches": (0,),
+    "max_steps": (-1,), "max_time": (),
+}  # fmt: skip
 
 
-def check(cfg: DictConfig) -> None:
+def check(cfg: DictConfig, optional: Sequence[str] = ()) -> None:
     """Looks at every number before anything costs time.
 
     Raises:
@@ -46,12 +57,21 @@ def check(cfg: DictConfig) -> None:
     missing = OmegaConf.missing_keys(cfg)
     if missing:
         raise ValueError(f"missing: {', '.join(sorted(missing))}. Give it as {min(missing)}=…")
+    for key in set(NEEDED) - set(optional):
+        parent, _, name = key.rpartition(".")
+        part = OmegaConf.select(cfg, parent) if parent else cfg
+        if part is not None and (key in cfg or parent) and part.get(name) is None:
+            raise ValueError(f"{key} is needed: null, or nothing, is no value for it")
     for key, (kind, low, high) in RANGES.items():
         if (value := OmegaConf.select(cfg, key)) is not None:
             number(key, value, kind, low, high)
     for key, choices in CHOICES.items():
         if (value := OmegaConf.select(cfg, key)) is not None:
             choice(key, value, choices)
+    if OmegaConf.select(cfg, "trainer.limit_val_batches") in (0, 0.0):
+        raise ValueError("trainer.limit_val_batches=0: the best epoch is chosen by the validation images")
+    if (OmegaConf.select(cfg, "trainer.devices") or 1) > 1 and OmegaConf.select(cfg, "trainer.strategy") != "ddp_spawn":
+        raise ValueError("trainer.devices above 1 needs trainer=ddp, whose strategy is ddp_spawn")
     import torch  # noqa: PLC0415 (tables read settings without it)
 
     threads, cores = torch.get_num_threads(), os.cpu_count() or 1
@@ -59,23 +79,27 @@ def check(cfg: DictConfig) -> None:
         raise ValueError(f"{threads} threads are too many for {cores} cores: set OMP_NUM_THREADS={cores}, or less")
 
 
-def model_name(cfg: DictConfig) -> str:
-    """The file that the model's class lives in: chainrule.models.nade.NADE is ``nade``."""
-    return str(cfg.model._target_).split(".")[-2]
+def is_complete(cfg: DictConfig) -> bool:
+    """Whether a run trains and validates on all images, to its last epoch: only then is its NLL a result."""
+    return all(cfg.trainer.get(key) in (None, *whole) for key, whole in PARTIAL.items())
 
 
-def data_name(cfg: DictConfig) -> str:
-    """The name of the data's class: chainrule.data.Static is ``static``."""
-    return str(cfg.data._target_).split(".")[-1].lower()
+# ---- what cannot change a number ------------------------------------------------------------------------
 
-
-# Configuration that changes where, how loudly or how fast a number is computed, but not the number.
-IGNORED = (
-    "seed", "name", "*run_name", "*run_dir", "tags", "notes", "experiment", "samples", "resume", "paths.*", "hydra.*",
+PLACES = ("paths", "paths.*", "hydra", "hydra.*", "*_dir", "*dirpath")
+SECRETS = ("*key", "*token", "*secret", "*password")
+# Configuration that changes where, how loudly or how well explained a number is computed, but not the number.
+NEUTRAL = (
+    *PLACES, *SECRETS, "choices", "choices.*", "resume", "experiment", "tags", "notes", "trust", "samples",
     "logger", "logger.*", "trainer.logger*", "trainer.enable_*", "trainer.default_root_dir", "trainer.profiler",
-    "trainer.log_every_n_steps", "callbacks.*checkpoint*", "callbacks.*progress*", "callbacks.*summary*",
+    "trainer.log_every_n_steps",
+)  # fmt: skip
+PRIVATE = (*PLACES, *SECRETS, "ckpt_path")
+# What tells no two settings apart: seeds, names, what the class of a model is called, how fast it computes.
+IGNORED = (
+    *NEUTRAL, "seed", "name", "*run_name", "callbacks.*checkpoint*", "callbacks.*progress*", "callbacks.*summary*",
     "callbacks.*images*", "callbacks.*samples*", "callbacks.*completion*", "callbacks.*learning_rate*", "model",
-    "model.kernel", "model.block", "data", "data.name", "data.side", "*_dir", "*.root", "*.download", "*.fused",
+    "model.kernel", "model.block", "data", "data.name", "data.side", "*.root", "*.download", "*.fused",
     "*.num_workers", "*.verbose", "*._partial_", "*._convert_", "*._recursive_",
 )  # fmt: skip
 
@@ -112,23 +136,15 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield key, value or None if isinstance(value, Mapping) else value
 
 
-# ---- what is kept to oneself --------------------------------------------------------------------------
-
-# Configuration that changes where, how loudly or how fast a number is computed, but not the number.
-PLACES = ("paths", "paths.*", "hydra", "hydra.*", "*_dir", "*dirpath")
-SECRETS = ("*key", "*token", "*secret", "*password")
-SILENT = (*PLACES, *SECRETS, "resume", "logger", "samples", "trainer.enable_*", "trainer.log_every_n_steps")
-
-
 def public_config(cfg: DictConfig) -> dict[str, Any]:
     """The resolved configuration without secrets, and without where things are on this machine."""
-    config: dict[str, Any] = without(PLACES + SECRETS, OmegaConf.to_container(cfg, resolve=True))
+    config: dict[str, Any] = without(PRIVATE, OmegaConf.to_container(cfg, resolve=True))
     return config
 
 
-def public_words(overrides: Sequence[str]) -> list[str]:
-    """The words of a command line without those that say a secret, or where things are on this machine."""
-    return [word for word in overrides if not _matches(word.partition("=")[0].lstrip("+~"), PLACES + SECRETS)]
+def public_overrides(overrides: Sequence[str]) -> list[str]:
+    """The overrides of a command line without those that say a secret, or where things are on this machine."""
+    return [word for word in overrides if not _matches(word.partition("=")[0].lstrip("+~"), PRIVATE)]
 
 
 def without(patterns: Sequence[str], config: Any, prefix: str = "") -> Any:  # noqa: ANN401 (whatever is in the YAML)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-import time
+import sqlite3
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,15 +31,15 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
 from chainrule.files import write_whole
-from chainrule.runs.directory import lock
-from chainrule.runs.fingerprint import fingerprint, stored_fingerprint
+from chainrule.runs.directory import lock, message
+from chainrule.runs.fingerprint import run_name
 from chainrule.runs.settings import check
-from chainrule.training import train as experiment
-from chainrule.training.sweep import finish_wandb
+from chainrule.training import train as training
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Space:
     sampled: dict[str, BaseDistribution]
     fixed: dict[str, Any]
 
-    def words(self, parameters: Mapping[str, Any]) -> list[str]:
+    def overrides(self, parameters: Mapping[str, Any]) -> list[str]:
         """The overrides of one trial, exactly as it is trained: floats have four digits."""
         return [_word(key, value) for key, value in self.fixed.items()] + [
             _word(key, _short(value, self.sampled[key])) for key, value in parameters.items()
@@ -135,130 +136,114 @@ class Search:
     Args:
         cfg: the composed configuration of ``conf/search.yaml``.
         folder: where everything goes; what is there already is continued.
-        words: overrides of ``chainrule train`` that hold in every trial.
+        overrides: of ``chainrule train`` that hold in every trial.
     """
 
     study: optuna.Study
 
-    def __init__(self, cfg: DictConfig, folder: Path, words: Sequence[str]) -> None:
+    def __init__(self, cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> None:
         check(cfg)
         self.options, self.seed, self.folder = cfg.search, int(cfg.seed), folder
-        self.words = list(words)
-        self.space = parse_space(
-            cast(dict[str, Any], OmegaConf.to_container(cfg.search.space)), [_key(word) for word in words]
-        )
+        self.overrides, self.fresh = list(overrides), cfg.resume == "never"
+        space = cast(dict[str, Any], OmegaConf.to_container(cfg.search.space))
+        self.space = parse_space(space, [_key(override) for override in overrides])
         if not self.space.sampled:
             raise ValueError("nothing is searched: give search.space at least one choice(…), range(…) or interval(…)")
-        self.fresh = cfg.resume == "never"
 
     def run(self) -> None:
-        """Ends what was interrupted, then asks for new trials until there are enough of them.
+        """Trains until there are enough trials; those that were killed are trained again, from where they were.
 
         Raises:
             ValueError: the first trials all failed, the folder holds another search, or somebody is running this one.
         """
-        started = time.perf_counter()
         with lock(self.folder):
             self.study = self._open()
-            for trial in self._interrupted():
-                self._train(trial)
-            while self._wants_more(time.perf_counter() - started):
-                self._train(self.study.ask(self.space.sampled))
+            self._repeat_killed()
+            ended = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()]
+            missing = self.options.trials - len(ended) + len(self.study.user_attrs["killed"])
+            if missing > 0:
+                self.study.optimize(
+                    self._train, missing, self.options.seconds, catch=(Exception,), callbacks=[self._give_up]
+                )
 
     def command(self, trial: FrozenTrial) -> list[str]:
-        """The words of ``chainrule train`` that repeat a trial."""
-        return [*self.words, *self.space.words(trial.params)]
+        """The overrides of ``chainrule train`` that repeat a trial."""
+        return [*self.overrides, *self.space.overrides(trial.params)]
 
     def ranking(self) -> list[FrozenTrial]:
         """Finished trials, the best first."""
         finished = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
         return sorted(finished, key=lambda trial: float(trial.value or 0))
 
-    def count(self, state: TrialState) -> int:
-        return len(self.study.get_trials(deepcopy=False, states=[state]))
-
     def _open(self) -> optuna.Study:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = optuna.create_study(
-            storage=f"sqlite:///{self.folder.resolve() / 'study.db'}",
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        file = self.folder.resolve() / "study.db"
+        study = optuna.create_study(  # a path in a URL would have to be quoted
+            storage=RDBStorage("sqlite://", engine_kwargs={"creator": lambda: sqlite3.connect(file)}),
             study_name="chainrule",
             pruner=instantiate(self.options.pruner) or optuna.pruners.NopPruner(),
             load_if_exists=True,
         )
-        if study.user_attrs.get("search", self._said()) != self._said() or (study.trials and self.fresh):
+        named = [o for o in self.overrides if not _key(o).startswith(("paths.", "logger", "trainer.enable_"))]
+        this = json.dumps([self.space.overrides({}), [*map(repr, self.space.sampled.items())], named])
+        if study.user_attrs.get("search", this) != this or (study.trials and self.fresh):
             raise ValueError(
                 f"{self.folder} holds a search already, of other settings (or resume=never): give this one another "
                 "hydra.run.dir"
             )
-        study.set_user_attr("search", self._said())
+        study.set_user_attr("search", this)
         # A sampler forgets where it was: with the same seed again it would propose the same settings again.
         study.sampler = instantiate(self.options.sampler, seed=self.seed + len(study.trials))
-        if not study.trials:
-            study.enqueue_trial(self._recipe())
+        if not study.trials:  # the first trial has the values of `chainrule train`, where the space has them, too
+            cfg = self._compose([*self.overrides, *self.space.overrides({})])
+            values = {key: OmegaConf.select(cfg, key) for key in self.space.sampled}
+            study.enqueue_trial({key: v for key, v in values.items() if _is_within(v, self.space.sampled[key])})
         return study
 
-    def _said(self) -> str:
-        """What makes this search this one."""
-        words = [word for word in self.words if not _key(word).startswith(("paths.", "logger", "trainer.enable_"))]
-        return json.dumps([self.space.words({}), [*map(repr, self.space.sampled.items())], words])
+    def _repeat_killed(self) -> None:
+        """Trials that began and never ended are asked for again; their settings name the same run directory."""
+        known = list(self.study.user_attrs.get("killed", []))
+        for trial in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING, TrialState.FAIL]):
+            if trial.number in known or "failure" in trial.user_attrs:
+                continue
+            if trial.state == TrialState.RUNNING:
+                self.study.tell(trial.number, state=TrialState.FAIL)
+            if set(trial.params) == set(self.space.sampled):
+                self.study.enqueue_trial(trial.params)
+            known.append(trial.number)
+        self.study.set_user_attr("killed", known)
 
-    def _recipe(self) -> dict[str, Any]:
-        """Where the first trial starts: at the values that `chainrule train` has, where the space has them, too."""
-        cfg = self._compose([*self.words, *self.space.words({})])
-        values = {key: OmegaConf.select(cfg, key) for key in self.space.sampled}
-        return {key: value for key, value in values.items() if _within(value, self.space.sampled[key])}
-
-    def _interrupted(self) -> list[optuna.Trial]:
-        """Trials that somebody began and nobody ended; one that was not even told its settings has failed."""
-        begun = self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
-        for frozen in begun:
-            if set(frozen.params) != set(self.space.sampled):
-                self.study.tell(frozen.number, state=TrialState.FAIL)
-        return [optuna.Trial(self.study, t._trial_id) for t in begun if set(t.params) == set(self.space.sampled)]
-
-    def _wants_more(self, seconds: float) -> bool:
-        done = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()]
-        if len(done) >= HOPELESS and all(trial.state == TrialState.FAIL for trial in done):
-            reason = done[-1].user_attrs.get("failure", "stopped before it began")
-            raise ValueError(f"all of the first {len(done)} trials failed; the last: {reason}")
-        return len(done) < self.options.trials and seconds < (self.options.seconds or math.inf)
-
-    def _train(self, trial: optuna.Trial) -> None:
-        words = [*self.words, *self.space.words(trial.params)]
-        log.info("trial %d of %d: %s", trial.number + 1, self.options.trials, " ".join(words))
-        cfg = self._compose(words)
+    def _train(self, trial: optuna.Trial) -> float:
+        chosen = {key: _suggest(trial, key, distribution) for key, distribution in self.space.sampled.items()}
+        overrides = [*self.overrides, *self.space.overrides(chosen)]
+        log.info("trial %d: %s", trial.number + 1, " ".join(overrides))
         try:
-            nll = experiment.fit(cfg, self._run_dir(trial, cfg), [Report(trial)]).nll
+            cfg = self._compose(overrides)
+            nll = training.fit(cfg, self.folder / run_name(cfg, self.folder), [Report(trial)]).nll
             if not math.isfinite(nll):
                 raise ValueError(f"the validation NLL is {nll}")
         except optuna.TrialPruned:
-            self.study.tell(trial, state=TrialState.PRUNED)
-        except Exception as error:  # whatever happens to one trial, the others go on
-            self._fail(trial, error)
-        else:
-            self.study.tell(trial, nll)
-            log.info(
-                "trial %d: validation NLL %.3f; the best so far %.3f", trial.number + 1, nll, self.study.best_value
-            )
+            raise
+        except Exception as error:
+            reason, ours = message(error).partition("\n")[0], not isinstance(error, (ValueError, OSError))
+            log.warning("trial %d failed: %s", trial.number + 1, reason, exc_info=ours)
+            trial.set_user_attr("failure", reason)
+            raise
         finally:
-            finish_wandb(failed=False)
+            if "wandb" in sys.modules:  # the next trial would otherwise go on in its W&B run
+                sys.modules["wandb"].finish()
+        best = min([nll, *(t.value for t in self.ranking() if t.value is not None)])
+        log.info("trial %d: validation NLL %.3f; the best so far %.3f", trial.number + 1, nll, best)
+        return nll
 
-    def _run_dir(self, trial: optuna.Trial, cfg: DictConfig) -> Path:
-        """The trial's own folder; where another version of the program left a part of it there, another one."""
-        path = self.folder / f"trial-{trial.number:03d}"
-        while (old := path / "config.yaml").is_file() and stored_fingerprint(old) != fingerprint(cfg):
-            path = path.with_name(f"{path.name}-again")
-        return path
+    def _give_up(self, study: optuna.Study, last: FrozenTrial) -> None:
+        done = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
+        failures = [t.user_attrs["failure"] for t in done if "failure" in t.user_attrs]
+        if len(done) == len(failures) >= HOPELESS:
+            raise ValueError(f"all of the first {len(done)} trials failed; the last: {failures[-1]}")
 
-    def _compose(self, words: Sequence[str]) -> DictConfig:
-        return compose("train", overrides=[*QUIET, *words])
-
-    def _fail(self, trial: optuna.Trial, error: Exception) -> None:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        ours = not isinstance(error, (ValueError, OSError))
-        log.warning("trial %d failed: %s", trial.number + 1, reason, exc_info=ours)
-        trial.set_user_attr("failure", reason)
-        self.study.tell(trial, state=TrialState.FAIL)
+    def _compose(self, overrides: Sequence[str]) -> DictConfig:
+        return compose("train", overrides=[*QUIET, *overrides])
 
 
 class Report(Callback):
@@ -277,29 +262,40 @@ class Report(Callback):
             raise optuna.TrialPruned
 
 
-def _within(value: Any, distribution: BaseDistribution) -> bool:  # noqa: ANN401
-    try:
-        return distribution._contains(distribution.to_internal_repr(value))
-    except ValueError:
-        return False
+def _suggest(trial: optuna.Trial, key: str, distribution: BaseDistribution) -> Any:  # noqa: ANN401
+    match distribution:
+        case CategoricalDistribution(choices=choices):
+            return trial.suggest_categorical(key, choices)
+        case IntDistribution() as d:
+            return trial.suggest_int(key, d.low, d.high, step=d.step, log=d.log)
+        case FloatDistribution() as d:
+            return trial.suggest_float(key, d.low, d.high, log=d.log)
+    raise AssertionError(distribution)
 
 
-def train_words(choices: Mapping[str, str | None], overrides: Sequence[str]) -> list[str]:
-    """What ``chainrule train`` must be told: choices that are not its own, and the user's words.
+def _is_within(value: Any, distribution: BaseDistribution) -> bool:  # noqa: ANN401
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    return isinstance(value, int | float) and distribution.low <= value <= distribution.high
+
+
+def train_overrides(choices: Mapping[str, str | None], overrides: Sequence[str]) -> list[str]:
+    """What ``chainrule train`` must be told: choices that are not its own, and the user's overrides.
 
     Args:
         choices: of config groups in the search.
-        overrides: the words on the command line.
+        overrides: of the command line.
     """
     own = compose("train", return_hydra_config=True).hydra.runtime.choices
-    given = [word for word in overrides if _key(word).partition(".")[0] not in OURS]
-    named = {_key(word) for word in given}
+    given = [override for override in overrides if _key(override).partition(".")[0] not in OURS]
+    named = {_key(override) for override in given}
     groups = [group for group in own if "/" not in group and group not in named]
     return [f"{group}={choices[group]}" for group in groups if choices[group] != own[group]] + given
 
 
-def _key(word: str) -> str:
-    return word.partition("=")[0].lstrip("+~")
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
 
 
 # ---- what it found ----------------------------------------------------------------------------------
@@ -330,12 +326,13 @@ def _parts(overrides: Sequence[Override]) -> tuple[dict[str, Any], dict[str, Any
 
 def summary(search: Search, rows: int = 5) -> Table:
     """The best trials as a table; the settings that were searched are its columns."""
-    counts = [f"{search.count(state)} {said}" for state, said in SAID.items() if search.count(state)]
+    states = [trial.state for trial in search.study.get_trials(deepcopy=False)]
+    counts = [f"{states.count(state)} {said}" for state, said in SAID.items() if state in states]
     table = Table(title=", ".join(counts), title_justify="left")
     keys = list(search.space.sampled)
     for heading in ("trial", "val NLL", *(key.replace(".", ".\n", 1) for key in keys)):
         table.add_column(heading, justify="right")
     for trial in search.ranking()[:rows]:
-        settings = dict(word.split("=", 1) for word in search.space.words(trial.params))
+        settings = dict(word.split("=", 1) for word in search.space.overrides(trial.params))
         table.add_row(f"{trial.number:03d}", f"{trial.value:.3f}", *(settings[key] for key in keys))
     return table

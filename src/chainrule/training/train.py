@@ -1,10 +1,11 @@
-"""From a configuration to a record: the only place that instantiates whole configurations."""
+"""One run, from a configuration to its record."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,24 +13,39 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import torch
-from hydra.utils import instantiate
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class, instantiate
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from chainrule import CONF
 from chainrule.data import Images
-from chainrule.density import AutoregressiveDensity
+from chainrule.density import AutoregressiveDensity, BinaryDensity
 from chainrule.evaluation.sampling import draw_samples, save_completed
 from chainrule.evaluation.scoring import check_finite, nats_per_pixel, nll_per_image, save_test, scored, splits
 from chainrule.files import remove_parts
-from chainrule.runs.directory import RunDir, failure_noted, lock
-from chainrule.runs.fingerprint import create, earlier, fingerprint
-from chainrule.runs.load import checkpoint_sha256, load_selected
+from chainrule.runs.directory import RunDir, failure_noted, lock, open_run
+from chainrule.runs.fingerprint import (
+    code_changed,
+    code_sha256,
+    create,
+    data_name,
+    earlier,
+    fingerprint,
+    model_name,
+    sources,
+    targets,
+)  # fmt: skip
+from chainrule.runs.load import checkpoint_sha256, load_selected, read_checkpoint
 from chainrule.runs.provenance import provenance
 from chainrule.runs.record import Record
-from chainrule.runs.settings import check, data_name, model_name, public_config, public_words
+from chainrule.runs.settings import check, is_complete, public_config, public_overrides
 from chainrule.training.callbacks import EpochLines, ProgressBar, StopOnNonFinite
 from chainrule.training.checkpoints import PREVIOUS, Progress, Savers, SealedFiles, progress, restore_metrics, resumable
 from chainrule.training.ddp import Child, parent_of
@@ -42,44 +58,12 @@ log = logging.getLogger(__name__)
 COMPLETED = 8  # test images in a run's completions.png
 SIGTERM_CODE = 143
 
-# ---- training ---------------------------------------------------------------------------------------
-
-
-def train(cfg: DictConfig, run_dir: str | Path, overrides: Sequence[str] = ()) -> Record:
-    """One run: fit, select on the validation images, score the test images once, write the record.
-
-    A run that was interrupted in this directory goes on from its last epoch; of one that has finished, the record is
-    returned at once.
-
-    Args:
-        cfg: the composed configuration of ``conf/train.yaml``.
-        run_dir: where everything goes.
-        overrides: the words on the command line, for the record.
-
-    Returns:
-        The record, as it stands in ``result.json``.
-
-    Raises:
-        ValueError: the configuration cannot work, training diverged, or the directory holds another run.
-        OSError: images cannot be found, or files not be written.
-        KeyboardInterrupt: Ctrl-C was pressed.
-        SystemExit: with code 143, the process was asked to end (SIGTERM).
-    """
-    run = RunDir(Path(run_dir))
-    with lock(run.path):
-        if record := earlier(run, cfg):
-            log.info("%s is finished already", run.path)
-            return record
-        with failure_noted(run):
-            fitted = _fit(cfg, run)
-            return _record(cfg, run, fitted, overrides)
-
 
 @dataclass(frozen=True)
 class Fitted:
     """A density that was trained and selected on the validation images; no test image has been looked at."""
 
-    density: AutoregressiveDensity
+    density: BinaryDensity
     data: Images
     valid: np.ndarray  # NLL of each validation image in nats, (N,) float64
     progress: Progress
@@ -91,14 +75,51 @@ class Fitted:
         return float(self.valid.mean())
 
 
-def fit(cfg: DictConfig, run_dir: str | Path, callbacks: Sequence[Callback] = ()) -> Fitted:
-    """Trains and selects, and leaves the test images alone: what a search needs.
+def compose_and_train(overrides: Sequence[str], run_dir: str | Path | None = None) -> Record:
+    """:func:`train` with ``conf/train.yaml`` and overrides; without a ``run_dir``, where the command would train."""
+    before = HydraConfig.instance().cfg
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=list(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        try:
+            task = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+            return train(task, run_dir or cfg.hydra.run.dir, overrides)
+        finally:
+            HydraConfig.instance().cfg = before
 
-    It goes on where it was interrupted, as :func:`train` does, and leaves no record.
+
+def train(cfg: DictConfig, run_dir: str | Path, overrides: Sequence[str] = ()) -> Record:
+    """One run: fit, select on the validation images, score the test images once, write the record.
+
+    An interrupted run in this directory is resumed; of a finished one, the record is returned at once.
 
     Args:
         cfg: the composed configuration of ``conf/train.yaml``.
         run_dir: where everything goes.
+        overrides: of the command line, for the record.
+
+    Raises:
+        ValueError: the configuration cannot work, training diverged, or the directory holds another run.
+        OSError: images cannot be found, or files not be written.
+        KeyboardInterrupt: Ctrl-C was pressed.
+        SystemExit: with code 143, the process was asked to end (SIGTERM).
+    """
+    run = RunDir(Path(run_dir))
+    with lock(run.path):
+        if record := earlier(run, cfg):
+            log.info("%s: already finished", run.path)
+            return record
+        with failure_noted(run):
+            fitted = _fit(cfg, run)
+            return _record(cfg, run, fitted, overrides)
+
+
+def fit(cfg: DictConfig, run_dir: str | Path, callbacks: Sequence[Callback] = ()) -> Fitted:
+    """Trains and selects, and leaves the test images alone: what a search needs. Leaves no record.
+
+    Args:
+        cfg: the composed configuration of ``conf/train.yaml``.
+        run_dir: where everything goes; an interrupted run in it is resumed.
         callbacks: more than the configuration names.
 
     Raises:
@@ -113,61 +134,26 @@ def fit(cfg: DictConfig, run_dir: str | Path, callbacks: Sequence[Callback] = ()
 def _fit(cfg: DictConfig, run: RunDir, callbacks: Sequence[Callback] = ()) -> Fitted:
     check(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    data, density = _build(cfg)
-    create(run, cfg)
-    log.info(
-        "%s with %s parameters on %s; everything goes to %s",
-        model_name(cfg), f"{density.parameter_count:,}", data.name, run.path,
-    )  # fmt: skip
-    module = _module(cfg, density, data)
-    trainer = _trainer(cfg, run, [*callbacks, Savers(run.checkpoints)])
-    _run(trainer, module, data, run)
-    best = load_selected(run)
-    return Fitted(best, data, nll_per_image(best, data.valid), progress(run.checkpoints), trainer.loggers)
-
-
-def _build(cfg: DictConfig) -> tuple[Images, AutoregressiveDensity]:
-    """The images, in memory, and the density as it is before the first step."""
     data: Images = instantiate(cfg.data, _convert_="all")
-    density: AutoregressiveDensity = instantiate(cfg.model, shape=data.shape, _convert_="all")
+    density: BinaryDensity = instantiate(cfg.model, shape=data.shape, _convert_="all")
     data.prepare_data()
     data.setup("fit")
     density.prepare(data.train)
-    return data, density
+    if cfg.get("ckpt_path"):
+        _begin_from(density, open_run(cfg.ckpt_path))
+    check_causal(density, data.train[:2])
+    create(run, cfg)
+    count = f"{density.parameter_count:,}"
+    log.info("%s with %s parameters on %s; writing to %s", model_name(cfg), count, data.name, run.path)
 
-
-def _module(cfg: DictConfig, density: AutoregressiveDensity, data: Images) -> DensityModule:
-    return DensityModule(
-        density,
-        optimizer=instantiate(cfg.optimizer, _convert_="all"),
-        scheduler=instantiate(cfg.scheduler, _convert_="all"),
-        train_size=len(data.train),
-        seed=cfg.seed,
-    )
-
-
-def _trainer(cfg: DictConfig, run: RunDir, callbacks: Sequence[Callback]) -> L.Trainer:
-    chosen = [*_callbacks(cfg), StopOnNonFinite(), *callbacks, Child()]
-    make_trainer: Callable[..., L.Trainer] = instantiate(cfg.trainer, _partial_=True, _convert_="all")
-    try:
-        return make_trainer(
-            accelerator=_accelerator(cfg.trainer.accelerator),
-            callbacks=chosen,
-            plugins=[SealedFiles()],
-            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in chosen),
-            logger=_loggers(cfg, run) or False,
-            default_root_dir=run.path,
-        )
-    except MisconfigurationException as error:
-        raise ValueError(f"trainer: {error}") from error
-
-
-def _run(trainer: L.Trainer, module: DensityModule, data: Images, run: RunDir) -> None:
-    """Trains into ``run.checkpoints``, from the last of them where there is one."""
+    optimizer, scheduler = (instantiate(cfg[part], _convert_="all") for part in ("optimizer", "scheduler"))
+    module = DensityModule(
+        density, optimizer=optimizer, scheduler=scheduler, train_size=len(data.train), seed=cfg.seed
+    )  # fmt: skip
+    trainer = _trainer(cfg, run, [*callbacks, Savers(run.checkpoints)])
     remove_parts(run.path)
-    checkpoint = resumable(run.checkpoints)
-    if checkpoint:
-        log.info("going on from %s", checkpoint)
+    if checkpoint := resumable(run.checkpoints):
+        log.info("resuming from %s", checkpoint)
     with _interruptible(trainer), parent_of(trainer):
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     if trainer.num_devices > 1:  # the processes that trained are gone, and with them what their loggers knew
@@ -176,6 +162,74 @@ def _run(trainer: L.Trainer, module: DensityModule, data: Images, run: RunDir) -
         with _interruptible(trainer):
             trainer.validate(module, datamodule=data, verbose=False)
         trainer.save_checkpoint(run.best)
+    best = load_selected(run, trust=str(cfg.model._target_))
+    return Fitted(best, data, nll_per_image(best, data.valid), progress(run.checkpoints), trainer.loggers)
+
+
+def _begin_from(density: BinaryDensity, run: RunDir) -> None:
+    """Gives the density the selected weights of another run."""
+    state, _ = read_checkpoint(run.best)
+    try:
+        density.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"ckpt_path={run.path}: its weights do not fit this model: {error}") from error
+
+
+@torch.no_grad()
+def check_causal(density: BinaryDensity, x: torch.Tensor) -> None:
+    """Flips a few pixels of two images (2, n): only logits of later steps may change, whatever the weights.
+
+    Raises:
+        ValueError: a logit depends on its own pixel, or on a later one: what is trained is no likelihood.
+    """
+    if not isinstance(density, AutoregressiveDensity):
+        return
+    probe = copy.deepcopy(density).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for parameter in probe.parameters():  # zeros would hide what a weight sees
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    x = x.to(probe.dtype)
+    before = probe(x)
+    for t in sorted({0, density.dim // 2, density.dim - 1}):
+        pixel, flipped = probe.order[t], x.clone()
+        flipped[:, pixel] = 1 - flipped[:, pixel]
+        known = probe.order[: t + 1]
+        change = (probe(flipped) - before)[:, known].abs()
+        if change.max() > 1e-4:
+            step = int(change.max(0).values.argmax())
+            raise ValueError(
+                f"the model sees what it predicts: its logit at step {step} changes with the pixel at step {t}, so its "
+                "NLL is no likelihood. conditionals(z): logit t may depend on z[:, :t] only"
+            )
+
+
+def _trainer(cfg: DictConfig, run: RunDir, callbacks: Sequence[Callback]) -> L.Trainer:
+    chosen = [instantiate(callback, _convert_="all") for callback in cfg.callbacks.values()]
+    for name, callback in zip(cfg.callbacks, chosen, strict=True):
+        if not isinstance(callback, Callback):
+            raise ValueError(f"callbacks.{name} is no callback of Lightning, but {callback!r:.60}")
+        if (monitor := getattr(callback, "monitor", "val/nll")) not in ("val/nll", "train/nll"):
+            raise ValueError(f"{type(callback).__name__} monitors {monitor!r}: there are val/nll and train/nll")
+    if cfg.trainer.enable_progress_bar:
+        chosen.append(ProgressBar(refresh_rate=25) if sys.stdout.isatty() else EpochLines())
+    # The dashboard in front: callbacks behind one that averages see raw weights.
+    chosen = [Dashboard(), *chosen, StopOnNonFinite(), *callbacks, Child()]
+    if not issubclass(get_class(cfg.trainer._target_), L.Trainer):
+        raise ValueError(f"trainer._target_={cfg.trainer._target_} is no lightning.Trainer")
+    rank_zero_only.rank = 0  # type: ignore[attr-defined] # whatever a cluster's environment says: this process is the first of its run
+    try:
+        trainer: L.Trainer = instantiate(cfg.trainer, _partial_=True, _convert_="all")(
+            accelerator=_accelerator(cfg.trainer.accelerator),
+            callbacks=chosen,
+            plugins=[SealedFiles(), LightningEnvironment()],
+            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in chosen),
+            logger=_loggers(cfg, run) or False,
+            default_root_dir=run.path,
+        )
+    except (MisconfigurationException, TypeError) as error:
+        raise ValueError(f"trainer: {error}") from error
+    return trainer
 
 
 @contextmanager
@@ -199,29 +253,45 @@ def _record(cfg: DictConfig, run: RunDir, fitted: Fitted, overrides: Sequence[st
     train, _, test = splits(data).values()
     scores = {"train": nll_per_image(best, train), "valid": fitted.valid, "test": nll_per_image(best, test)}
     check_finite(scores)
-    pixels = nats_per_pixel(best, test)
-    save_test(run, nll=scores["test"], pixels=pixels)
-    save_completed(best, test[:COMPLETED], run.completions, seed=cfg.seed)
+    by_pixel = {}
+    if isinstance(best, AutoregressiveDensity):  # an ensemble has no order of its own
+        by_pixel["pixels"] = nats_per_pixel(best, test)
+        save_completed(best, test[:COMPLETED], run.completions, seed=cfg.seed)
+    save_test(run, nll=scores["test"], **by_pixel)
+    order, built, start = cfg.model.get("order"), targets(cfg), cfg.get("ckpt_path")
     record = Record(
         model=model_name(cfg),
         kernel=fitted.progress.kernel,
-        order=cfg.model.order if isinstance(cfg.model.order, str) else "given",
+        order=order if isinstance(order, str) else "given" if order else None,
         **scored(best, data, scores),
         seed=cfg.seed,
+        complete=is_complete(cfg),
         best_epoch=fitted.progress.best_epoch,
         epochs=fitted.progress.epochs,
         seconds=fitted.progress.seconds,
         images_per_second=fitted.progress.images_per_second,
         sampling=draw_samples(best, run, cfg),
         fingerprint=fingerprint(cfg),
+        code_sha256=code_sha256(built),
+        code_changed=code_changed(run),
         checkpoint_sha256=checkpoint_sha256(run),
-        **provenance(),
-        overrides=public_words(overrides),
+        initialized_from=checkpoint_sha256(open_run(start)) if start else None,
+        **provenance(sources(built).values()),
+        overrides=public_overrides(overrides),
+        tags=list(cfg.get("tags") or ()),
         config=public_config(cfg),
     )
-    _finish(fitted, run, record, nll=scores["test"], pixels=pixels)
+    for logger in fitted.loggers:
+        if isinstance(logger, Tracker) and isinstance(best, AutoregressiveDensity):
+            conclude(
+                logger, run, record, steps=fitted.progress.steps, density=best, images=data.test, nll=scores["test"],
+                **by_pixel,
+            )  # fmt: skip
+        else:
+            logger.log_metrics({"test/nll": record.test.mean, "test/nll_stderr": record.test.stderr}, step=None)
+        logger.save()
     record.write(run.path)
-    (run.checkpoints / PREVIOUS).unlink(missing_ok=True)  # nobody goes on from there any more
+    (run.checkpoints / PREVIOUS).unlink(missing_ok=True)  # nobody resumes from there any more
     return record
 
 
@@ -230,35 +300,11 @@ def _accelerator(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise ValueError(f"trainer.accelerator={name}, but no CUDA GPU is at hand: use trainer.accelerator=cpu")
+        raise ValueError(f"trainer.accelerator={name}, but no CUDA device available: use trainer.accelerator=cpu")
     return name
 
 
-def _callbacks(cfg: DictConfig) -> list[Callback]:
-    chosen = [instantiate(callback, _convert_="all") for callback in cfg.callbacks.values()]
-    return [Dashboard(), *chosen, *_progress(cfg)]  # in front: callbacks behind one that averages see raw weights
-
-
-def _progress(cfg: DictConfig) -> list[Callback]:
-    if not cfg.trainer.enable_progress_bar:
-        return []
-    return [ProgressBar(refresh_rate=25) if sys.stdout.isatty() else EpochLines()]
-
-
 def _loggers(cfg: DictConfig, run: RunDir) -> list[Logger]:
-    makers: Sequence[Callable[..., Logger]] = [instantiate(m, _convert_="all") for m in cfg.logger.values()]
+    makers = [instantiate(maker, _convert_="all") for maker in cfg.logger.values()]
     about = {"name": f"{model_name(cfg)}-s{cfg.seed}", "model": model_name(cfg), "data": data_name(cfg)}
     return [make(run_dir=run.path, config=public_config(cfg), **about) for make in makers]
-
-
-def _finish(fitted: Fitted, run: RunDir, record: Record, *, nll: np.ndarray, pixels: np.ndarray) -> None:
-    """Tells the loggers how it ended."""
-    for logger in fitted.loggers:
-        if isinstance(logger, Tracker):
-            conclude(
-                logger, run, record, steps=fitted.progress.steps, density=fitted.density, images=fitted.data.test,
-                nll=nll, pixels=pixels,
-            )  # fmt: skip
-        else:
-            logger.log_metrics({"test/nll": record.test.mean, "test/nll_stderr": record.test.stderr}, step=None)
-        logger.save()

@@ -26,9 +26,10 @@ from chainrule.evaluation.certify.context import (
 from chainrule.evaluation.scoring import splits
 from chainrule.runs.certificate import verdict
 from chainrule.runs.directory import RunDir, load_config
+from chainrule.runs.fingerprint import model_name
 from chainrule.runs.nll import FILE, disagreement
 from chainrule.runs.record import Estimate, Record
-from chainrule.runs.settings import data_name, model_name, settings
+from chainrule.runs.settings import settings
 
 TOLERANCE = 1e-4  # nats: how far a recomputed mean may be from the record's
 IMAGE = 1e-3  # the same for one image, relative to 1 + its NLL: a float32 sum of hundreds of terms
@@ -77,6 +78,8 @@ def reevaluation(context: Context, run: RunDir, record: Record, data: Images) ->
 
 def _check_images(record: Record, data: Images) -> None:
     """The same bytes: so none was left out, repeated or moved."""
+    if data.name != record.data.name:
+        raise CheckFailed(f"the images are {data.name}, but {record.data.name} in the record")
     for split, recorded in record.data.sha256.items():
         if (found := data.sha256.get(split)) != recorded:
             raise CheckFailed(
@@ -97,7 +100,6 @@ def _check_configuration(record: Record, config: DictConfig, context: Context) -
         "model": ("mixture" if mixture else model_name(config), record.model),
         "class": (config.model._target_, record.target),
         "order": (order if isinstance(order, str | None) else "given", record.order),
-        "data": (data_name(config), record.data.name),
         "shape": (density.shape, record.data.size),
         "seed": (config.seed, record.seed),
         **{key: (value, record.settings.get(key)) for key, value in settings(content).items()},
