@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -25,9 +26,11 @@ from chainrule.bench.timing import Timer, quartiles
 from chainrule.reporting.growth import claimed, exponent, growth_figure
 
 SMALL = [
-    "rounds=3", "seconds=0", "batch=4", "images=6", "pixels={tabular:6,fvsbn:16,mlp:16,nade:16}",
-    "zoo.mlp.hidden=2", "zoo.nade.hidden=3",
-    "growth_n={tabular:[4,6],fvsbn:[4,9],mlp:[4,9],nade:[4,9,16]}", "growth_d={mlp:[1,2],nade:[2,4]}",
+    "rounds=3", "seconds=0", "batch=4", "images=6", "zoo.mlp.hidden=2", "zoo.nade.hidden=3", "zoo.made.hidden=[8,9]",
+    "zoo.pixelcnn.channels=4", "zoo.pixelcnn.blocks=1",
+    "pixels={tabular:6,fvsbn:16,mlp:16,nade:16,made:16,pixelcnn:16}",
+    "growth_n={tabular:[4,6],fvsbn:[4,9],mlp:[4,9],nade:[4,9,16],made:[4,9],pixelcnn:[4,16]}",
+    "growth_d={mlp:[1,2],nade:[2,4],pixelcnn:[2,3]}",
 ]  # fmt: skip
 DOCUMENTED: dict[str, Any] = json.loads((ROOT / "docs/bench.json").read_text())
 
@@ -65,7 +68,7 @@ def test_a_small_run(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture
     assert {"hardware", "versions", "git", "date", "seconds", "overrides", "config"} <= set(record)
     assert [(m["model"], m["n"], m["d"], m["parameters"]) for m in record["models"]] == [
         ("tabular", 6, None, 63), ("fvsbn", 16, None, 136), ("mlp", 16, 2, 2 * 120 + 16 * 5),
-        ("nade", 16, 3, 2 * 48 + 3 + 16),
+        ("nade", 16, 3, 2 * 48 + 3 + 16), ("made", 16, [8, 9], ANY), ("pixelcnn", 16, 4, ANY),
     ]  # fmt: skip
     for m in record["models"]:
         assert all(m[f"{what}_images_per_second"] > 0 for what in ("train", "score", "sample"))
@@ -73,9 +76,10 @@ def test_a_small_run(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture
         assert m["bound_seconds"] > 0
     assert [r["rival"] for r in record["rivals"]] == [rival for rivals in RIVALS.values() for rival in rivals]
     points = [(p["model"], p["against"], p["n"], p["d"]) for p in record["growth"]["points"]]
-    assert len(points) == 13
+    assert len(points) == 19
     assert ("nade", "d", 16, 4) in points
     assert ("nade", "n", 9, 3) in points
+    assert ("pixelcnn", "d", 16, 3) in points
 
 
 def test_another_model_is_one_override(bench: Bench) -> None:
@@ -90,7 +94,7 @@ def test_another_model_is_one_override(bench: Bench) -> None:
         (["rounds=0"], "rounds must be a whole number of at least 1, got 0"),
         (["batch=2.5"], "batch must be a whole number"),
         (["seconds=-1"], "seconds must be a number of at least 0"),
-        (["models=[nad]"], "'nad' is not one of tabular, fvsbn, mlp, nade"),
+        (["models=[nad]"], "'nad' is not one of tabular, fvsbn, mlp, nade, made, pixelcnn"),
         (["pixels.nade=7.5"], "pixels.nade must be a whole number"),
         (["growth_n.nade=49"], "growth_n.nade must be a list of sizes, got 49"),
         (["growth_d.nade=[8,x]"], "growth_d.nade must be a whole number"),
@@ -123,6 +127,15 @@ def test_a_rival_computes_the_same(name: str, rival: str, shape: tuple[int, int]
     assert all(gradient.any() for gradient in torch.autograd.grad(other.loss(z).sum(), other.parameters))
     assert {id(p) for p in other.parameters}.isdisjoint(map(id, model.parameters()))  # trained apart
     assert other.passes in (1, model.dim)
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_the_rival_of_pixelcnn_sees_as_far(patch: int) -> None:
+    model = build("pixelcnn", (4, 6), patch=patch, first=[2, 5], window=[2, 3], width=3)
+    z = torch.randint(2, (5, 24), generator=torch.Generator().manual_seed(1)).double()
+    rival = RIVALS["pixelcnn"]["masked convolutions"](model)
+    torch.testing.assert_close(rival.conditionals(z), model.conditionals(z), rtol=1e-11, atol=1e-11)
+    assert rival.passes == 24 // patch**2
 
 
 def test_rivals_are_of_models_that_exist() -> None:

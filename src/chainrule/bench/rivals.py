@@ -7,6 +7,7 @@ each equal to its model. Everything is in chain order: z (B, n) bits → (B, n) 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,11 @@ from torch import Tensor, nn
 
 from chainrule.kernels import nade_torch
 from chainrule.models.fvsbn import FVSBN
+from chainrule.models.made import MADE
 from chainrule.models.mlp import MLP
 from chainrule.models.nade import NADE
+from chainrule.models.pixelcnn import PixelCNN
+from chainrule.nn.causal_conv import RowsAbove, RowSoFar
 from chainrule.nn.causal_linear import CausalLinear
 
 
@@ -127,6 +131,59 @@ def nade_chunked(model: NADE) -> Rival:
     return Rival(parameters, lambda z: nade_torch.conditionals(z, W, c, V, b), passes=model.dim)
 
 
+# ---- MADE and PixelCNN ------------------------------------------------------------------------------
+
+
+def made_masked(model: MADE) -> Rival:
+    """Dense matrices, masked at every step, as public implementations write them."""
+    layers = [*model.layers, *([model.direct] if model.direct else [])]
+    weights = _own(*(layer.weight.t() for layer in layers))
+    masks = [
+        torch.arange(weight.shape[1], device=weight.device) < torch.tensor(layer.seen, device=weight.device)[:, None]
+        for weight, layer in zip(weights, layers, strict=True)
+    ]
+    biases = _own(*(layer.get_parameter("bias") for layer in model.layers))
+
+    def conditionals(z: Tensor) -> Tensor:
+        h, last = z, len(biases) - 1
+        for weight, mask, bias in list(zip(weights, masks, biases, strict=False))[:last]:
+            h = F.relu(F.linear(h, weight * mask, bias))
+        logits = F.linear(h, weights[last] * masks[last], biases[last])
+        return logits + F.linear(z, weights[-1] * masks[-1]) if model.direct else logits
+
+    return Rival([*weights, *biases], conditionals, passes=model.dim)
+
+
+def pixelcnn_masked(model: PixelCNN) -> Rival:
+    """The same network with convolutions around each place, whose later half is masked."""
+    twin = copy.deepcopy(model)
+    for module in list(twin.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, RowsAbove | RowSoFar):
+                setattr(module, name, _Masked(child))
+    return Rival(list(twin.parameters()), twin.conditionals, passes=model.dim // model.patch**2)
+
+
+class _Masked(nn.Module):
+    """(B, R, C, inputs) → (B, R, C, outputs) by one convolution whose weight is masked at every step."""
+
+    mask: Tensor
+
+    def __init__(self, conv: RowsAbove | RowSoFar) -> None:
+        super().__init__()
+        _, _, left, _, above, _ = (*conv.padding, 0, 0)[:6]
+        self.padding = (above, left)
+        whole = conv.weight.new_zeros(*conv.weight.shape[:2], 2 * above + 1, 2 * left + 1)
+        whole[:, :, : conv.rows, : conv.columns] = conv.weight.detach()
+        self.weight = nn.Parameter(whole)
+        self.register_buffer("mask", torch.zeros_like(whole))
+        self.mask[:, :, : conv.rows, : conv.columns] = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.conv2d(x.permute(0, 3, 1, 2), self.weight * self.mask, padding=self.padding)
+        return y.permute(0, 2, 3, 1)
+
+
 RIVALS: dict[str, dict[str, Callable[[Any], Rival]]] = {
     "fvsbn": {"dense, masked": fvsbn_masked},
     "mlp": {"dense, masked": mlp_masked},
@@ -136,4 +193,6 @@ RIVALS: dict[str, dict[str, Callable[[Any], Rival]]] = {
         "torch, in chunks": nade_chunked,
         "torch, cumsum": nade_cumsum,
     },
+    "made": {"dense, masked": made_masked},
+    "pixelcnn": {"masked convolutions": pixelcnn_masked},
 }
