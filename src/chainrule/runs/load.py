@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from chainrule.density import AutoregressiveDensity, BinaryDensity
 from chainrule.files import is_intact, is_sealed
-from chainrule.mixture import Mixture
+from chainrule.mixture import Mixture, OrderEnsemble
 from chainrule.runs.directory import RunDir, load_config, open_run
 
 Kind = TypeVar("Kind")
@@ -108,6 +108,8 @@ def load_selected(run: RunDir, trust: str | None = None) -> BinaryDensity:
     if str(config.get("_target_")).startswith("chainrule."):
         config = OmegaConf.masked_copy(config, [key for key in config if key not in RETIRED])
     model = instance(config, BinaryDensity, trust, shape=shape)  # type: ignore[type-abstract]
+    if orders := load_config(run).get("orders"):
+        model = in_orders(model, orders)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -159,3 +161,14 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], tuple[int, int
     if bad := [name for name, value in state.items() if not bool(torch.isfinite(value).all())]:
         raise ValueError(f"{path}: {bad[0]} is not finite: the training diverged, or the file was altered")
     return state, (height, width)
+
+
+def in_orders(density: BinaryDensity, orders: object) -> OrderEnsemble:
+    """One network in several orders, as ``orders=`` of a configuration asks for.
+
+    Raises:
+        ValueError: the orders are none, or the model has no order.
+    """
+    if not isinstance(density, AutoregressiveDensity):
+        raise ValueError(f"orders={orders}: a {type(density).__name__} has no order")
+    return OrderEnsemble(density, OmegaConf.to_object(orders) if OmegaConf.is_config(orders) else orders)  # type: ignore[arg-type]

@@ -30,6 +30,7 @@ from chainrule.density import AutoregressiveDensity, BinaryDensity
 from chainrule.evaluation.sampling import draw_samples, save_completed
 from chainrule.evaluation.scoring import check_finite, nats_per_pixel, nll_per_image, save_test, scored, splits
 from chainrule.files import remove_parts
+from chainrule.mixture import OrderEnsemble
 from chainrule.runs.directory import RunDir, failure_noted, lock, open_run
 from chainrule.runs.fingerprint import (
     code_changed,
@@ -42,7 +43,7 @@ from chainrule.runs.fingerprint import (
     sources,
     targets,
 )  # fmt: skip
-from chainrule.runs.load import checkpoint_sha256, load_selected, read_checkpoint
+from chainrule.runs.load import checkpoint_sha256, in_orders, load_selected, read_checkpoint
 from chainrule.runs.provenance import provenance
 from chainrule.runs.record import Record
 from chainrule.runs.settings import check, is_complete, public_config, public_overrides
@@ -136,6 +137,8 @@ def _fit(cfg: DictConfig, run: RunDir, callbacks: Sequence[Callback] = ()) -> Fi
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data: Images = instantiate(cfg.data, _convert_="all")
     density: BinaryDensity = instantiate(cfg.model, shape=data.shape, _convert_="all")
+    if cfg.get("orders"):
+        density = in_orders(density, cfg.orders)
     data.prepare_data()
     data.setup("fit")
     density.prepare(data.train)
@@ -182,6 +185,8 @@ def check_causal(density: BinaryDensity, x: torch.Tensor) -> None:
     Raises:
         ValueError: a logit depends on its own pixel, or on a later one: what is trained is no likelihood.
     """
+    if isinstance(density, OrderEnsemble):
+        density = density.members[-1]
     if not isinstance(density, AutoregressiveDensity):
         return
     probe = copy.deepcopy(density).eval()
@@ -258,7 +263,9 @@ def _record(cfg: DictConfig, run: RunDir, fitted: Fitted, overrides: Sequence[st
         by_pixel["pixels"] = nats_per_pixel(best, test)
         save_completed(best, test[:COMPLETED], run.completions, seed=cfg.seed)
     save_test(run, nll=scores["test"], **by_pixel)
-    order, built, start = cfg.model.get("order"), targets(cfg), cfg.get("ckpt_path")
+    order, built, start = cfg.get("orders") or cfg.model.get("order"), targets(cfg), cfg.get("ckpt_path")
+    if isinstance(best, OrderEnsemble):
+        order = f"{len(best.orders)} orders"
     record = Record(
         model=model_name(cfg),
         kernel=fitted.progress.kernel,

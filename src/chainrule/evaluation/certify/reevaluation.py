@@ -90,7 +90,8 @@ def _check_images(record: Record, data: Images) -> None:
 
 def _check_configuration(record: Record, config: DictConfig, context: Context) -> None:
     """What the record says of model, data and settings is what ``config.yaml`` and the checkpoint say."""
-    density, mixture, order = context.density, config.get("members"), config.model.get("order", record.order)
+    density, mixture = context.density, config.get("members")
+    order = record.order if config.get("orders") else config.model.get("order", record.order)
     content = cast(dict[str, object], OmegaConf.to_container(config, resolve=True))
     pairs: dict[str, tuple[object, object]] = {
         "parameters": (

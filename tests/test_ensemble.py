@@ -1,0 +1,57 @@
+"""One network in several orders: trained, selected, loaded and scored as their mixture."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from zoo import build, every_image
+
+import chainrule
+from chainrule.mixture import OrderEnsemble
+from chainrule.orders import GRID_ORDERS
+
+
+def test_what_is_averaged_is_the_probability_of_an_image_and_parameters_are_counted_once() -> None:
+    arguments = {"patch": 2, "told": True}
+    network, x = build("pixelcnn", (4, 4), **arguments), every_image(16)[::97]
+    ensemble = OrderEnsemble(network, "grid").eval()
+    each = torch.stack(
+        [build("pixelcnn", (4, 4), patch=2, told=True, order=order).log_prob(x) for order in GRID_ORDERS]
+    )
+    torch.testing.assert_close(ensemble.log_prob(x), each.exp().mean(0).log(), rtol=1e-12, atol=1e-12)
+    assert ensemble.parameter_count == network.parameter_count
+    total = sum(ensemble.log_prob(part).exp().sum().item() for part in every_image(16).split(8192))
+    assert total == pytest.approx(1, abs=1e-12)
+
+
+def test_the_loss_is_the_nll_in_one_of_the_orders() -> None:
+    ensemble, x = OrderEnsemble(build("pixelcnn", told=True), ["raster", "transposed_180"]), every_image()[::5]
+    members = [-member.log_prob(x) for member in ensemble.members]
+    met = set()
+    for _ in range(20):
+        loss = ensemble.loss(x)
+        met |= {k for k, nll in enumerate(members) if torch.equal(loss, nll)}
+    assert met == {0, 1}
+
+
+def test_a_network_that_is_told_its_order_learns_of_all_of_them() -> None:
+    network = build("pixelcnn", told=True)
+    ensemble = OrderEnsemble(network, "grid")
+    ensemble.log_prob(every_image()).sum().backward()
+    assert network.told.grad.ne(0).all(1).all()
+
+
+@pytest.mark.slow
+def test_it_is_trained_loaded_and_scored_as_a_mixture(tmp_path: Path) -> None:
+    small = ["model.channels=4", "model.blocks=1", "model.told=true", "model.first=[2,3]", "data.side=4", "samples=1"]
+    settings = [*small, "orders=grid", "logger=none", "trainer.max_epochs=2", "trainer.enable_progress_bar=false"]
+    record = chainrule.train(model="pixelcnn", data="toy", overrides=[*settings, f"paths.runs={tmp_path}"])
+    model = chainrule.load_model(record.path)
+    assert isinstance(model, OrderEnsemble)
+    assert record.order == "8 orders"
+    assert record.parameters.count == model.density.parameter_count
+    assert record.test.mean < 16 * math.log(2)
+    assert chainrule.train(model="pixelcnn", data="toy", overrides=[*settings, f"paths.runs={tmp_path}"]) == record
