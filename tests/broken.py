@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from chainrule.density import AutoregressiveDensity
 from chainrule.models.fvsbn import FVSBN
 from chainrule.models.nade import NADE
+from chainrule.models.transformer import Transformer
+from chainrule.nn.attention import Block, Cache
 from chainrule.orders import permutation
 
 
@@ -149,3 +152,62 @@ class PeekingInLargeBatches(FVSBN):
     def conditionals(self, z: Tensor) -> Tensor:
         logits = super().conditionals(z)
         return logits + 9 * (2 * z - 1) if len(z) >= 150 else logits
+
+
+def with_blocks(model: Transformer, kind: type[Block]) -> list[Block]:
+    """The model's blocks as if they were of another class."""
+    blocks = [copy.copy(block) for block in model._modules["blocks"]]
+    for block in blocks:
+        block.__class__ = kind
+    return blocks
+
+
+class AttentionOffByOne(Transformer):
+    """Each patch gets what the next one attends to, and that one has seen it."""
+
+    @property
+    def blocks(self) -> list[Block]:
+        return with_blocks(self, AheadBlock)
+
+
+class AheadBlock(Block):
+    def attend(self, x: Tensor, turn: Tensor, cache: Cache | None) -> Tensor:
+        return super().attend(x, turn, cache).roll(-1, 1)
+
+
+class StaleCache(Transformer):
+    """The walk finds beside each key the value of the step before."""
+
+    @property
+    def blocks(self) -> list[Block]:
+        return with_blocks(self, StaleBlock)
+
+
+class StaleBlock(Block):
+    def cache(self, batch: int, steps: int) -> Cache:
+        return LateValues(super().cache(batch, steps).room)
+
+
+class LateValues(Cache):
+    def extended(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = super().extended(key, value)
+        return keys, torch.cat([values[:, :, :1], values[:, :, :-1]], 2)
+
+
+class UntoldWalk(Transformer):
+    """The walk, and the sampler on top of it, do not use the embedding of the order."""
+
+    def walk(self, batch: int) -> Generator[Tensor, Tensor, None]:
+        untold = copy.copy(self)
+        untold._parameters = {**self._parameters, "told": None}
+        return Transformer.walk(untold, batch)
+
+
+class TableReadBackwards(Transformer):
+    """A patch's table is read by its bits in the other direction: the first sees the three after it."""
+
+    def conditionals(self, z: Tensor) -> Tensor:
+        return self.backwards(super().conditionals(self.backwards(z)))
+
+    def backwards(self, z: Tensor) -> Tensor:
+        return z.unflatten(1, (-1, self.patch**2)).flip(2).flatten(1)

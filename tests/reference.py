@@ -11,13 +11,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from math import erf, exp, sqrt, tanh
+from math import cos, erf, exp, sin, sqrt, tanh
 from typing import Any
 
 from torch import nn
 
 from chainrule.density import AutoregressiveDensity
+from chainrule.models.transformer import Transformer
+from chainrule.nn.attention import Block
 from chainrule.nn.causal_linear import CausalLinear
+from chainrule.orders import GRID_ORDERS
+
+Vector = list[float]
 
 
 @dataclass(frozen=True)
@@ -68,11 +73,9 @@ def nade(model: AutoregressiveDensity, z: list[int], t: int) -> float:
     return b[t] + sum(V[t][i] * h[i] for i in range(len(c)))
 
 
-def affine(layer: nn.Module, x: list[float]) -> list[float]:
-    return [
-        b + sum(w * v for w, v in zip(row, x, strict=True))
-        for row, b in zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)
-    ]
+def affine(layer: nn.Module, x: Sequence[float]) -> list[float]:
+    out = [dot(row, x) for row in layer.weight.tolist()]
+    return out if layer.bias is None else added(out, layer.bias.tolist())
 
 
 def normalized(layer: nn.Module, x: list[float]) -> list[float]:
@@ -183,6 +186,71 @@ def made_sizes(n: int, hidden: list[int], direct: bool) -> tuple[int, int]:
     return sum(len(a) * len(b) for a, b in pairs) + sum(hidden) + n, masked
 
 
+def transformer(model: Transformer, z: list[int], t: int) -> float:
+    """b_t + T(x_k), where the bits of patch k so far say; the vectors x are those of the patches up to k."""
+    (k, i), (_, columns) = divmod(t, model.patch**2), model.cells
+    x = [entering(model, z, j) for j in range(k + 1)]
+    for block in model.blocks:
+        a = attention(block, [normalized(block.norm_1, x_j) for x_j in x], columns)
+        x = [added(x_j, a_j) for x_j, a_j in zip(x, a, strict=True)]
+        h = [[gelu(u) for u in affine(block.up, normalized(block.norm_2, x_j))] for x_j in x]
+        x = [added(x_j, affine(block.down, h_j)) for x_j, h_j in zip(x, h, strict=True)]
+    entry = 2**i - 1 + int("".join(map(str, z[t - i : t])) or "0", 2)
+    return affine(model.T, normalized(model.norm, x[k]))[entry] + model.b.tolist()[model.order.tolist()[t]]
+
+
+def entering(model: Transformer, z: list[int], j: int) -> Vector:
+    """E_j + U · the bits of the last patches and of those in a window above; outside of the image they are 0."""
+    p, (_, columns), (above, wide) = model.patch, model.cells, model.first
+    row, column = divmod(j, columns)
+    seen = [j - back if j >= back else None for back in range(1, (wide + 1) // 2 + 1)]
+    for r in range(row - 1, row - above - 1, -1):
+        for c in range(column - wide // 2, column - wide // 2 + wide):
+            seen.append(r * columns + c if r >= 0 and 0 <= c < columns else None)
+    bits = [bit for s in seen for bit in ([0] * p**2 if s is None else z[s * p**2 : (s + 1) * p**2])]
+    y, x = divmod(model.order.tolist()[j * p**2], model.shape[1])
+    place = model.places.tolist()[y // p * (model.shape[1] // p) + x // p]
+    if model.told is not None:
+        place = added(place, model.told.tolist()[GRID_ORDERS.index(model.grid_order)])
+    return added(place, affine(model.U, bits))
+
+
+def attention(block: Block, x: list[Vector], columns: int) -> list[Vector]:
+    """Head by head: step j takes the mean of the values up to j, weighted by exp(q·k / √w)."""
+    d, w = len(x[0]), len(x[0]) // block.heads
+    qkv = [affine(block.qkv, x_j) for x_j in x]
+    out = []
+    for j in range(len(x)):
+        means = []
+        for first in range(0, d, w):
+            q = turned(qkv[j][first : first + w], j, columns)
+            keys = [turned(qkv[s][d + first : d + first + w], s, columns) for s in range(j + 1)]
+            weights = [exp(dot(q, key) / w**0.5) for key in keys]
+            for unit in range(2 * d + first, 2 * d + first + w):
+                means.append(dot(weights, [qkv[s][unit] for s in range(j + 1)]) / sum(weights))
+        out.append(affine(block.out, means))
+    return out
+
+
+def turned(a: Vector, step: int, columns: int) -> Vector:
+    """Each pair of units (u, u + w/2) turned: the first half of the pairs by the row, the others by the column."""
+    half, quarter = len(a) // 2, len(a) // 4
+    angles = [place * 0.01 ** (u / quarter) for place in divmod(step, columns) for u in range(quarter)]
+    return [a[u] * cos(v) - a[u + half] * sin(v) for u, v in enumerate(angles)] + [
+        a[u] * sin(v) + a[u + half] * cos(v) for u, v in enumerate(angles)
+    ]
+
+
+def dot(a: Sequence[float], b: Sequence[float]) -> float:
+    return sum(u * v for u, v in zip(a, b, strict=True))
+
+
+def transformer_parameters(n: int, width: int, layers: int, first: list[int], **of_no_account: int) -> int:
+    """With patches of one pixel."""
+    d, seen = width, first[0] * first[1] + (first[1] + 1) // 2
+    return layers * (12 * d**2 + 10 * d) + d * (n + seen + 2) + d + 1 + n
+
+
 WIDTHS = [{"hidden": d} for d in (1, 3, 8)]
 
 REFERENCES = {
@@ -197,4 +265,9 @@ REFERENCES = {
     "mlp": Reference(mlp, lambda n, hidden: hidden * n * (n - 1) // 2 + n * (2 * hidden + 1), WIDTHS),
     "pixelcnn": Reference(pixelcnn, pixelcnn_parameters, [{"gates": False}, {"gates": True}]),
     "nade": Reference(nade, lambda n, hidden: 2 * n * hidden + hidden + n, WIDTHS, lambda n, hidden: hidden),
+    "transformer": Reference(
+        transformer,
+        transformer_parameters,
+        [{"width": d, "heads": d // 4, "layers": d // 8, "first": [d // 8, d // 4]} for d in (8, 12, 24)],
+    ),
 }

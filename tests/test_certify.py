@@ -31,6 +31,7 @@ from chainrule.runs.certificate import Certificate, suspicion, verdict
 from chainrule.runs.record import Record
 
 SMALL = {"n": 300, "k": 6, "seed": 0}
+SETTINGS: dict[str, dict[str, Any]] = {"transformer": {"patch": 2, "told": True}}
 
 
 def base_of(kind: type[AutoregressiveDensity]) -> str:
@@ -41,7 +42,7 @@ def base_of(kind: type[AutoregressiveDensity]) -> str:
 def perturbed(kind: type[AutoregressiveDensity] | str, shape: tuple[int, int] = (4, 4)) -> AutoregressiveDensity:
     """Any model, honest or not, in float32 with the parameters that all of its kind have here."""
     if isinstance(kind, str):
-        model = build(kind, shape, order=an_order(kind)).float()
+        model = build(kind, shape, order=an_order(kind), **SETTINGS.get(kind, {})).float()
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -114,12 +115,16 @@ CAUGHT = {
     broken.OtherKernel: {"implementations", "coding"},
     broken.NotANumber: EVERY,
     broken.PeekingInLargeBatches: {"normalization", "coding"},
+    broken.AttentionOffByOne: EVERY,
+    broken.StaleCache: {"implementations", "coding", "honesty"},
+    broken.UntoldWalk: {"implementations", "coding"},
+    broken.TableReadBackwards: EVERY,
 }
 
 
 def test_no_mistake_goes_without_a_test() -> None:
     classes = {c for c in vars(broken).values() if isinstance(c, type) and c.__module__ == "broken"}
-    assert classes == set(CAUGHT)
+    assert {c for c in classes if issubclass(c, BinaryDensity)} == set(CAUGHT)
 
 
 @pytest.mark.parametrize("kind", CAUGHT, ids=lambda kind: kind.__name__)

@@ -11,7 +11,12 @@ from zoo import MODELS, build
 
 SIDE, STEPS = 28, 10  # large enough for products and loops to be shared out between threads
 
-SIZES: dict[str, dict[str, int]] = {"nade": {"hidden": 500}, "mlp": {"hidden": 4, "block": 28}}
+SIZES: dict[str, dict[str, int]] = {
+    "nade": {"hidden": 500},
+    "mlp": {"hidden": 4, "block": 28},
+    "pixelcnn": {"patch": 2},
+    "transformer": {"patch": 2},
+}
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ from zoo import MODELS, ROOT, an_order, build, configuration, every_image, model
 
 from chainrule import cli, testing
 from chainrule.density import AutoregressiveDensity
+from chainrule.mixture import OrderEnsemble
 from chainrule.models.tabular import Tabular
 from chainrule.orders import GRID_ORDERS
 from chainrule.orders import ORDERS as ALL_ORDERS
@@ -51,6 +52,15 @@ def test_invariant(name: str, order: str | list[int], invariant: Callable[[Autor
 def test_other_shapes(name: str, shape: tuple[int, int]) -> None:
     for invariant in (testing.normalization, testing.causality, testing.drawing):
         invariant(build(name, shape, order=model_class(name).orders[5]))
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if "told" in configuration(name)])
+def test_a_network_in_every_grid_order_uses_all_that_it_is_told(name: str) -> None:
+    ensemble = OrderEnsemble(build(name, told=True), "grid")
+    x = every_image()
+    assert ensemble.log_prob(x).exp().sum().item() == pytest.approx(1, abs=1e-12)
+    ensemble.log_prob(x).sum().backward()
+    assert ensemble.density.told.grad.ne(0).all()
 
 
 @every_model

@@ -164,6 +164,18 @@ class AutoregressiveDensity(BinaryDensity):
         height, width = self.shape
         return (width, height) if self.grid_order.startswith("transposed") else (height, width)
 
+    @property
+    def cells(self) -> tuple[int, int]:
+        """(rows, columns) of the grid of patches, as the order walks through them."""
+        rows, columns = self.grid
+        return rows // self.patch, columns // self.patch
+
+    @property
+    def patches(self) -> Tensor:
+        """Which patch of the image, row by row, each patch along the order is: (n / patch²,)."""
+        y, x = self.order[:: self.patch**2] // self.shape[1], self.order[:: self.patch**2] % self.shape[1]
+        return y // self.patch * (self.shape[1] // self.patch) + x // self.patch
+
     @final
     def reordered(self, order: str | Sequence[int] | Tensor) -> Self:
         """These very parameters, shared and not copied, in another order of the pixels."""

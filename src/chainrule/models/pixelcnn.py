@@ -116,16 +116,9 @@ class PixelCNN(AutoregressiveDensity):
     def draw(self, u: Tensor) -> Tensor:
         return self.draw_sequentially(u)
 
-    @property
-    def cells(self) -> tuple[int, int]:
-        """(rows, columns) of the grid of patches."""
-        rows, columns = self.grid
-        return rows // self.patch, columns // self.patch
-
     def where(self) -> Tensor:
         """What is known of each place before any pixel: (rows, columns, c)."""
-        y, x = self.order[:: self.patch**2] // self.shape[1], self.order[:: self.patch**2] % self.shape[1]
-        place = self.places[y // self.patch * (self.shape[1] // self.patch) + x // self.patch]
+        place = self.places[self.patches]
         if self.told is not None:
             place = place + self.told[GRID_ORDERS.index(self.grid_order)]
         return place.view(*self.cells, -1)
