@@ -310,7 +310,7 @@ def test_the_command_prints_what_it_writes(measured: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["runs=runs", "format=csv"], "unknown format 'csv': choose one of rich, markdown, latex"),
+        (["runs=runs", "format=csv"], "unknown format 'csv': choose one of console, markdown, latex"),
         (["runs=runs", "out=claims.txt"], "out must end in .json, got claims.txt"),
         (["runs=nowhere"], "nowhere does not exist"),
         (["runs=out"], "no finished run of tabular, fvsbn, mlp, nade in"),

@@ -19,8 +19,9 @@ from zoo import MODELS, ROOT
 
 import chainrule
 from chainrule import cli
-from chainrule.reporting import tables
+from chainrule.runs.directory import discover
 from chainrule.runs.load import read_checkpoint
+from chainrule.runs.record import Record
 
 TOY = ["data=toy", "logger=csv", "trainer.enable_progress_bar=false"]
 ENTROPY = np.log(14)  # of bars and stripes, 3×3
@@ -147,7 +148,7 @@ def test_a_table_reaches_the_entropy(run: Run, tmp_path: Path) -> None:
     table = ["model=tabular", "model.smoothing=0"]
     run("train", *TOY, *table, "optimizer.lr=1", "trainer.max_epochs=60", "hydra.run.dir=sgd")
     run("train", *TOY, *table, "model.closed_form=true", "trainer.max_epochs=0", "hydra.run.dir=closed")
-    trained, closed = (tables.read_record(tmp_path / name).nll["test"].mean for name in ("sgd", "closed"))
+    trained, closed = (Record.read(tmp_path / name).nll["test"].mean for name in ("sgd", "closed"))
     assert trained == pytest.approx(ENTROPY, abs=1e-3)
     assert closed == pytest.approx(ENTROPY, abs=1e-6)
 
@@ -165,7 +166,7 @@ def test_optimizers_and_schedules_compose(run: Run, tmp_path: Path, optimizer: s
 def test_ema_and_early_stopping(run: Run, tmp_path: Path) -> None:
     words = ["callbacks=[ema,early_stopping]", "callbacks.ema.decay=0.9", "callbacks.early_stopping.patience=1"]
     run("train", *TOY, "model=fvsbn", "model.order=random-1", "hydra.run.dir=r", "optimizer.lr=3", *words)
-    record = tables.read_record(tmp_path / "r")
+    record = Record.read(tmp_path / "r")
     assert record.epochs < 40
     # An average of permutations is none: the order must come through untouched.
     from chainrule.orders import permutation
@@ -180,7 +181,7 @@ def test_mixed_precision_trains_and_is_scored_in_float32(model: str, run: Run, t
         "train", *TOY, side, f"model={model}", "trainer.precision=bf16-mixed", "trainer.max_epochs=3", "hydra.run.dir=r"
     )
     assert chainrule.load_model(tmp_path / "r").dtype == torch.float32
-    assert tables.read_record(tmp_path / "r").nll["test"].mean < 16 * np.log(2)
+    assert Record.read(tmp_path / "r").nll["test"].mean < 16 * np.log(2)
 
 
 def test_train_returns_what_a_sweep_minimizes(tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ def test_train_returns_what_a_sweep_minimizes(tmp_path: Path) -> None:
 
 def test_every_job_of_a_sweep_leaves_a_record(run: Run, tmp_path: Path) -> None:
     run("train", "-m", *TOY, "model=fvsbn,tabular", "trainer.max_epochs=1", "seed=0,1")
-    found, unfinished = tables.find(tmp_path / "runs")
+    found, unfinished = discover(tmp_path / "runs")
     assert sorted((r.model, r.seed) for r in found) == [("fvsbn", 0), ("fvsbn", 1), ("tabular", 0), ("tabular", 1)]
     assert not unfinished
 

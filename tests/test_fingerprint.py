@@ -52,7 +52,7 @@ TOY = ("data=toy", "model=nade")
 
 @pytest.mark.parametrize(
     "file",
-    ["reporting/tables/__init__.py", "cli.py", "models/tabular.py", "models/__init__.py", "runs/load.py", "files.py",
+    ["reporting/tables.py", "cli.py", "models/tabular.py", "models/__init__.py", "runs/load.py", "files.py",
      "training/sweep.py", "evaluation/images.py", "data/binarized.py"],
 )  # fmt: skip
 def test_an_edit_elsewhere_keeps_finished_runs_finished(file: str, tree: Path) -> None:

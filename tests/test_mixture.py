@@ -20,7 +20,7 @@ from chainrule import load_model
 from chainrule.data import Toy
 from chainrule.density import BinaryDensity
 from chainrule.mixture import Mixture
-from chainrule.reporting import tables
+from chainrule.runs.record import Record
 
 
 def members() -> list[BinaryDensity]:
@@ -161,7 +161,7 @@ def test_a_run_directory_of_a_mixture(finished: Path) -> None:
     assert (record["model"], record["order"], record["seed"], record["epochs"]) == ("mixture", "3 orders", 5, 3)
     assert [member["order"] for member in record["members"]] == list(ORDERS.values())
     assert (finished / "mixed/samples.png").stat().st_size > 100
-    assert tables.read_record(finished / "mixed").model == "mixture"
+    assert Record.read(finished / "mixed").model == "mixture"
 
 
 def test_it_can_be_moved_with_its_members_and_then_evaluated_sampled_and_tabulated(copied: Path) -> None:

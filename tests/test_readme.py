@@ -13,7 +13,7 @@ import pytest
 from zoo import MODELS, ROOT
 
 from chainrule import cli
-from chainrule.reporting import tables
+from chainrule.reporting import compare, tables
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -53,8 +53,14 @@ def test_chainrule(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) 
     cli.main()
 
 
-def test_the_table_is_that_of_the_records() -> None:
-    assert tables.tabulate(ROOT / "results", format="markdown", published="verified").strip() in README
+def test_the_tables_are_those_of_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # paths are as seen from here
+    page = (ROOT / "docs/results.md").read_text()
+    assert tables.tabulate("results", "markdown") in page
+    names = re.findall(r"^\| ([a-z\\_]+-static-s\d) \|", page, re.MULTILINE)
+    runs = [f"results/{name}".replace("\\", "") for name in names]
+    assert len(runs) == 7
+    assert compare.table(compare.compare(runs), "markdown") in page
 
 
 @pytest.mark.slow

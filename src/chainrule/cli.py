@@ -39,7 +39,7 @@ MISTAKES = (CompactHydraException, OmegaConfBaseException, ValueError, OSError)
 STOPPED = {130: "interrupted (Ctrl-C)", 143: "stopped (SIGTERM)"}
 
 PATHS = (
-    "run", "runs", "out", "file", "bench", "ckpt_path",
+    "run", "runs", "out", "file", "bench", "figures", "ckpt_path",
     "paths.data_dir", "paths.cache_dir", "paths.runs", "hydra.run.dir", "hydra.sweep.dir",
 )  # fmt: skip
 
@@ -67,7 +67,7 @@ def train(cfg: DictConfig) -> float | None:
     job = HydraConfig.get()
     with isolated(RunDir(Path(job.runtime.output_dir))):
         record = training.train(cfg, job.runtime.output_dir, list(job.overrides.task))
-        _show(tables.summary(tables.read_record(record.path)))
+        _show(tables.summary(record))
         return record.nll["valid"].mean
     return None  # failed
 
@@ -106,8 +106,8 @@ def mix(cfg: DictConfig) -> None:
     from chainrule.evaluation import mix as mixing  # noqa: PLC0415
     from chainrule.reporting import tables  # noqa: PLC0415
 
-    path, _ = mixing.mix(cfg, list(HydraConfig.get().overrides.task))
-    _show(tables.summary(tables.read_record(path)))
+    path, record = mixing.mix(cfg, list(HydraConfig.get().overrides.task))
+    _show(tables.summary(record))
     _show(f"written: {path}")
 
 
@@ -158,7 +158,9 @@ def tabulate(cfg: DictConfig) -> None:
     """a table of all finished runs below a folder"""
     from chainrule.reporting import tables  # noqa: PLC0415
 
-    print(tables.tabulate(_runs(cfg), format=cfg.format, published=cfg.published, invalid=cfg.invalid))
+    options = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(options, dict)
+    print(tables.tabulate(_runs(cfg), **{str(key): value for key, value in options.items() if key != "runs"}))
 
 
 @verb()
@@ -166,16 +168,16 @@ def report(cfg: DictConfig) -> None:
     """all about them as one HTML file: table, curves, samples, configurations"""
     from chainrule.reporting.report import write_report  # noqa: PLC0415
 
-    _show(f"written: {write_report(_runs(cfg), out=cfg.out, bench=cfg.bench, published=cfg.published)}")
+    for file in write_report(_runs(cfg), cfg.out, cfg.bench, cfg.published, cfg.figures):
+        _show(f"written: {file}")
 
 
 @verb()
 def compare(cfg: DictConfig) -> None:
     """paired differences of test NLL, image by image"""
-    from chainrule.evaluation import compare as comparing  # noqa: PLC0415
+    from chainrule.reporting import compare as comparing  # noqa: PLC0415
 
-    differences = comparing.compare(_runs(cfg), resamples=cfg.resamples, level=cfg.level, seed=cfg.seed)
-    print(comparing.table(differences, format=cfg.format))
+    print(comparing.table(comparing.compare(_runs(cfg)), format=cfg.format))
 
 
 @verb()

@@ -24,11 +24,12 @@ from chainrule.density import AutoregressiveDensity
 from chainrule.evaluation import scoring
 from chainrule.evaluation.empirical import Empirical
 from chainrule.files import write_whole
-from chainrule.reporting import tables
+from chainrule.reporting import render as rendering
+from chainrule.reporting.format import nats, three_digits, with_error
 from chainrule.reporting.growth import claimed
-from chainrule.reporting.tables import Block, Column, Grid, Row, Section
-from chainrule.reporting.tables.words import nats, three_digits, with_error
-from chainrule.runs.directory import load_config, open_run
+from chainrule.reporting.render import Block, Column, Grid
+from chainrule.reporting.tables import Row, Section, sections
+from chainrule.runs.directory import discover, load_config, open_run
 from chainrule.runs.load import load_autoregressive
 from chainrule.runs.provenance import provenance
 from chainrule.runs.record import Record, write_json
@@ -36,7 +37,7 @@ from chainrule.runs.record import Record, write_json
 log = logging.getLogger(__name__)
 
 SCHEMA = 2  # of claims.json
-FORMATS = ("rich", "markdown", "latex")
+FORMATS = ("console", "markdown", "latex")
 MANY = 1000  # images drawn at once
 
 
@@ -274,14 +275,14 @@ def claims(cfg: DictConfig) -> str:
     if out.suffix != ".json":
         raise ValueError(f"out must end in .json, got {cfg.out}")
     models = list(dict.fromkeys(claim[key] for claim in cfg.claims for key in ("model", "than") if key in claim))
-    found, _ = tables.find(cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs))
+    found, _ = discover(cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs))
     records = [record for record in found if record.model in models]
     if not records:
         raise ValueError(f"no finished run of {', '.join(models)} in {cfg.runs}: scripts/claims trains them")
     for claim in cfg.claims:
         judge([], **claim)  # a mistyped rule is found before anything costs time
     timer = Timer(rounds=3, seconds=0.5)
-    sets = [measure(section, cfg, timer) for section in tables.sections(records, published=False)]
+    sets = [measure(section, cfg, timer) for section in sections(records, published=False)]
     sets.sort(key=lambda s: (s.n, s.data))
     judgements = [judge(sets, **claim) for claim in cfg.claims]
     content = {"schema": SCHEMA, **provenance(), "sets": [_json(s) for s in sets], "claims": judgements}
@@ -299,13 +300,13 @@ def _json(s: TestSet) -> dict[str, Any]:
     return {"data": s.data, "n": s.n, "sha256": s.sha256, **splits, "models": models}
 
 
-def render(sets: Sets, judgements: Sequence[dict[str, Any]], models: Sequence[str], form: str = "rich") -> str:
+def render(sets: Sets, judgements: Sequence[dict[str, Any]], models: Sequence[str], form: str = "console") -> str:
     """A table for each test set, its rows in the order of ``models``, and a line for each claim."""
     lines = [f"ms: of an image alone, by the model's own sampler and by n full passes; each of {MANY:,} drawn at once"]
     for j in judgements:
         figures = "; ".join(j["figures"]) or "No runs for it"
         lines.append(f"{j['verdict'].upper()}: {j['claim']}. {figures}. Rule: {j['rule']}.")
-    return tables.render([_grid(s, models) for s in sets], lines, form)
+    return rendering.render([_grid(s, models) for s in sets], lines, form)
 
 
 def _grid(s: TestSet, models: Sequence[str]) -> Grid:

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from chainrule.reporting import tables
-from chainrule.reporting.tables import Block, Column, Grid
-from chainrule.reporting.tables.words import three_digits
+from chainrule.reporting import render as rendering
+from chainrule.reporting.format import three_digits
+from chainrule.reporting.render import Block, Column, Grid
 
 Record = Mapping[str, Any]
 
 
-def render(record: Record, form: str = "rich") -> str:
-    """Every table that the record has something for, as ``rich`` text for a console or as ``markdown``."""
+def render(record: Record, form: str = "console") -> str:
+    """Every table that the record has something for, as ``console`` text or as ``markdown``."""
     hardware, config = record["hardware"], record["config"]
     cpu = f"{hardware['cpu']}, {hardware['threads']} threads"
     machine = hardware["gpu"] if config["device"] == "cuda" else cpu
     commit = (record["git"]["commit"] or "unknown")[:8]
     closing = f"measured on {machine}, {record['date'][:10]}, commit {commit}; medians, and quartiles in brackets"
-    return tables.render(list(_grids(record)), [closing], form)
+    return rendering.render(list(_grids(record)), [closing], form)
 
 
 def _grids(record: Record) -> Iterator[Grid]:

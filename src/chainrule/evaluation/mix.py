@@ -12,14 +12,11 @@ from typing import Any, TypeVar, cast
 from omegaconf import DictConfig, OmegaConf
 
 from chainrule.evaluation import sampling, scoring
-from chainrule.reporting import tables
-from chainrule.reporting.tables import Record
-from chainrule.runs.directory import RunDir, failure_noted, load_config, lock
+from chainrule.runs.directory import RunDir, discover, failure_noted, load_config, lock
 from chainrule.runs.fingerprint import code_sha256, create, earlier, fingerprint, run_name, sources, targets
 from chainrule.runs.load import checkpoint_sha256, load_model
 from chainrule.runs.provenance import provenance
-from chainrule.runs.record import Member
-from chainrule.runs.record import Record as Result
+from chainrule.runs.record import Member, Record
 from chainrule.runs.settings import check, public_overrides
 
 Number = TypeVar("Number", int, float)
@@ -27,7 +24,7 @@ Number = TypeVar("Number", int, float)
 log = logging.getLogger(__name__)
 
 
-def mix(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[Path, Result]:
+def mix(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[Path, Record]:
     """Mixes finished runs, scores every split once and writes a run directory that refers to its members.
 
     Args:
@@ -68,12 +65,14 @@ def find_members(cfg: DictConfig) -> list[Record]:
     Raises:
         ValueError: they are unfinished, fewer than two, mixtures themselves, or of different data.
     """
-    found, unfinished = tables.find(cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs))
-    unfinished = [path for path in unfinished if not _is_mixture(path)]  # it may be this one, begun before
+    found, unfinished = discover(cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs))
+    unfinished = [run for run in unfinished if not _is_mixture(run)]  # it may be this one, begun before
     if unfinished:
-        raise ValueError(f"unfinished: {', '.join(map(str, unfinished))}. Finish these runs or leave them out")
-    members = sorted((r for r in found if cfg.only in (None, r.data)), key=lambda r: str(r.path))
-    if mixtures := [str(r.path) for r in members if "members" in r.raw["config"]]:
+        raise ValueError(
+            f"unfinished: {', '.join(str(run.path) for run in unfinished)}. Finish these runs or leave them out"
+        )
+    members = sorted((r for r in found if cfg.only in (None, r.data.name)), key=lambda r: str(r.path))
+    if mixtures := [str(r.path) for r in members if "members" in r.config]:
         raise ValueError(f"a member cannot be a mixture: name the members of {', '.join(mixtures)} instead")
     if len(members) < 2:
         kind = f" on {cfg.only}" if cfg.only else ""
@@ -82,16 +81,15 @@ def find_members(cfg: DictConfig) -> list[Record]:
     return members
 
 
-def _is_mixture(path: Path) -> bool:
-    run = RunDir(path)
+def _is_mixture(run: RunDir) -> bool:
     return run.config.is_file() and "members" in load_config(run)
 
 
 def _check_same_data(members: Sequence[Record]) -> None:
     """Every split of every member must be the same bits; otherwise one has trained on what another is tested on."""
-    kinds = Counter((r.data, r.side, *sorted(r.raw["data"]["sha256"].items())) for r in members)
+    kinds = Counter((r.data.name, r.data.size, *sorted(r.data.sha256.items())) for r in members)
     if len(kinds) > 1:
-        names = ", ".join(f"{n} of {name} {side}×{side}" for (name, side, *_), n in kinds.items())
+        names = ", ".join(f"{n} of {name} {height}×{width}" for (name, (height, width), *_), n in kinds.items())
         raise ValueError(
             f"a mixture's members must have been trained on the same images, got {names}: choose with only="
         )
@@ -122,7 +120,7 @@ def _config(cfg: DictConfig, members: Sequence[Record], seed: int, folder: Path)
             "model": {"_target_": "chainrule.mixture.Mixture"},
             "of": " + ".join(sorted({r.model for r in members})),
             "members": chosen,
-            "data": members[0].raw["config"]["data"] | {"seed": seed},
+            "data": members[0].config["data"] | {"seed": seed},
             "seed": seed,
             "samples": cfg.samples,
         }
@@ -131,15 +129,15 @@ def _config(cfg: DictConfig, members: Sequence[Record], seed: int, folder: Path)
 
 def _record(
     cfg: DictConfig, members: Sequence[Record], config: DictConfig, run: RunDir, overrides: Sequence[str]
-) -> Result:
+) -> Record:
     """Scores every split, and writes all that the mixture of a run directory has but the record itself."""
     density = load_model(run.path)
     data = scoring.load_data(cfg, config.data)
-    if data.sha256 != members[0].raw["data"]["sha256"]:
+    if data.sha256 != members[0].data.sha256:
         raise ValueError(f"the members were trained on other images than {data.name} has here, by their SHA-256")
     scores = {split: scoring.nll_per_image(density, x) for split, x in scoring.splits(data).items()}
     scoring.save_test(run, nll=scores["test"])
-    return Result(
+    return Record(
         model="mixture",
         kernel=_common([r.kernel for r in members]),
         order=_orders(members),
@@ -181,11 +179,11 @@ def _leads_elsewhere(key: str, value: str) -> bool:
 def _member(r: Record) -> Member:
     """What a reader wants to know of a member without looking for it."""
     nll = {split: estimate.mean for split, estimate in r.nll.items()}
-    return Member(model=r.model, order=r.raw.get("order"), seed=r.seed, nll=nll, commit=r.commit)
+    return Member(model=r.model, order=r.order, seed=r.seed, nll=nll, commit=r.git.commit)
 
 
 def _orders(members: Sequence[Record]) -> str:
-    orders = {str(r.raw.get("order")) for r in members}
+    orders = {str(r.order) for r in members}
     return orders.pop() if len(orders) == 1 else f"{len(orders)} orders"
 
 

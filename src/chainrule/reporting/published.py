@@ -9,10 +9,11 @@ from pathlib import Path
 
 import yaml  # type: ignore[import-untyped, unused-ignore]
 
-AUTOREGRESSIVE = ("fvsbn", "nade", "deep_nade", "conv_nade", "made", "pixelcnn", "pixelrnn", "transformer")
+AUTOREGRESSIVE = ("fvsbn", "nade", "deep_nade", "conv_nade", "made", "pixelcnn", "pixelrnn", "transformer")  # families
 
 DATA = {
     "static": "static test set (Larochelle's files)",
+    "threshold": "thresholded test set",
     "dynamic": "dynamic test set (re-drawn from the gray levels by each source)",
     "unknown": "test set not named by the source",
 }
@@ -37,6 +38,7 @@ class Published:
     source: str = ""
     valid_likelihood: bool | str = True
     split: str = "test"
+    train_images: int = 50_000  # as far as the source says
     error_bar: str = ""
     params: str = ""
     training: str = ""
@@ -62,32 +64,44 @@ class Published:
         """What was scored and how, in words."""
         caveat = "" if self.verified else "commonly quoted, not re-read in a source"
         split = "" if self.split == "test" else f"scored on {self.split} images"
-        return "; ".join(filter(None, [f"{DATA[self.data]}, {KINDS[self.kind]}", split, caveat, self.remark]))
+        kind = f"{DATA[self.data]}, {KINDS[self.kind]}"
+        return "; ".join(filter(None, [kind, split, self.training_set, caveat, self.remark]))
+
+    @property
+    def training_set(self) -> str:
+        """Said where it is not the 50,000 images that leave 10,000 for validation."""
+        return "" if self.train_images == 50_000 else f"trained on all {self.train_images:,} images"
 
 
 @cache
 def published_numbers() -> tuple[Published, ...]:
     """All rows of published.yaml."""
-    text = (Path(__file__).parents[1] / "published.yaml").read_text(encoding="utf-8")
-    return tuple(Published(**row) for row in yaml.safe_load(text))
+    text = Path(__file__).with_name("published.yaml").read_text(encoding="utf-8")
+    return tuple(Published(**row) for row in yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))  # noqa: S506
 
 
 def published_for(model: str, data: str) -> Published | None:
-    """The number to hold a model against: exact, valid, and where possible read in its source.
+    """The number to hold a model against: an exact and valid likelihood of test images.
 
-    The same data set comes before the static one, a row of that very name before one of its family, a
-    verified row before an unverified one, then the lowest NLL. ``protocol`` says which test set it is on.
+    The same data set comes before the static one, a row of that very name before one of its family, then the lowest
+    NLL. ``protocol`` says which test set it is on, and whether the figure was read in its source.
     """
-    near = [p for p in published_numbers() if p.exact and p.data in (data, "static") and _akin(p, model)]
-    if not near:
-        return None
-    best = min(near, key=lambda p: (p.data != data, _slug(p.model) != _slug(model), not p.verified, p.nll))
-    return best if best.data == data else replace(best, remark=f"a different test set than {data}")
+    exact = [p for p in published_numbers() if p.exact]
+    if here := nearest((p for p in exact if p.data == data), model):
+        return here
+    there = nearest((p for p in exact if p.data == "static"), model)
+    return replace(there, remark=f"a different test set than {data}") if there else None
+
+
+def nearest(rows: Iterable[Published], model: str) -> Published | None:
+    """The lowest NLL of a model of that name, else of its family."""
+    near = [p for p in rows if _akin(p, model)]
+    return min(near, key=lambda p: (_slug(p.name) != _slug(model), p.nll), default=None)
 
 
 def _akin(p: Published, model: str) -> bool:
     """A model is compared with its name, and with its family only where that is one architecture."""
-    return _slug(model) == _slug(p.model) or (p.family in AUTOREGRESSIVE and _slug(model) == _slug(p.family))
+    return _slug(model) == _slug(p.name) or (p.family in AUTOREGRESSIVE and _slug(model) == _slug(p.family))
 
 
 def _slug(name: str) -> str:
@@ -105,7 +119,7 @@ def neighbours(data: str, n: int, sha256: str, which: bool | str, invalid: bool)
             the figures that were read in their source, ``"all"``, or False.
         invalid: also rows whose likelihood is none, or may be none.
     """
-    if which is False or n != 784 or (data == "static" and sha256 != STATIC_TEST):
+    if which is False or n != 784 or data not in ("static", "dynamic") or (data == "static" and sha256 != STATIC_TEST):
         return []
     same = [p for p in published_numbers() if p.data == data]
     same = [p for p in same if p.verified or which != "verified"]
@@ -116,7 +130,7 @@ def neighbours(data: str, n: int, sha256: str, which: bool | str, invalid: bool)
 
 def _leaders(rows: Iterable[Published]) -> list[Published]:
     leaders: dict[str, Published] = {}
-    for p in sorted(rows, key=lambda p: (not p.verified, p.nll)):
+    for p in sorted(rows, key=lambda p: p.nll):
         if p.exact and p.family in AUTOREGRESSIVE:
             leaders.setdefault(p.model, p)
     return list(leaders.values())

@@ -1,4 +1,4 @@
-"""Numbers, values, paths and lists as they stand in a table."""
+"""Numbers, values and paths as text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from pathlib import Path
 MOST = 20  # lines of one kind under a table
 
 
+def printable(text: str) -> str:
+    """One line without control characters, which a stranger's record may hold for a terminal to obey."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+
+
 def short_path(path: Path) -> str:
+    """Relative to the working directory where it lies below."""
     here = Path.cwd()
     return str(path.resolve().relative_to(here)) if path.resolve().is_relative_to(here) else str(path)
 
@@ -22,6 +28,7 @@ def capped(lines: Sequence[str]) -> list[str]:
 
 
 def value_text(value: object) -> str:
+    """A value of a configuration."""
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list | tuple) and len(value) > 4:
