@@ -8,6 +8,7 @@ each equal to its model. Everything is in chain order: z (B, n) bits → (B, n) 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from chainrule.models.made import MADE
 from chainrule.models.mlp import MLP
 from chainrule.models.nade import NADE
 from chainrule.models.pixelcnn import PixelCNN
+from chainrule.models.transformer import Transformer
+from chainrule.nn.attention import Block, Cache, rotate
 from chainrule.nn.causal_conv import RowsAbove, RowSoFar
 from chainrule.nn.causal_linear import CausalLinear
 
@@ -184,6 +187,24 @@ class _Masked(nn.Module):
         return y.permute(0, 2, 3, 1)
 
 
+def transformer_whole(model: Transformer) -> Rival:
+    """The same network with the whole matrix of attention, masked, and no cache: a full pass for each patch drawn."""
+    twin = copy.deepcopy(model)
+    for block in twin.blocks:
+        block.__class__ = _WholeAttention
+    return Rival(list(twin.parameters()), twin.conditionals, passes=model.dim // model.patch**2)
+
+
+class _WholeAttention(Block):
+    def attend(self, x: Tensor, turn: Tensor, cache: Cache | None) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        a = rotate(q, turn) @ rotate(k, turn).transpose(2, 3) / q.shape[3] ** 0.5
+        later = torch.ones(a.shape[2:], dtype=torch.bool, device=a.device).triu(1)
+        mean = a.masked_fill(later, -math.inf).softmax(3) @ v
+        out: Tensor = self.out(mean.transpose(1, 2).flatten(2))
+        return out
+
+
 RIVALS: dict[str, dict[str, Callable[[Any], Rival]]] = {
     "fvsbn": {"dense, masked": fvsbn_masked},
     "mlp": {"dense, masked": mlp_masked},
@@ -195,4 +216,5 @@ RIVALS: dict[str, dict[str, Callable[[Any], Rival]]] = {
     },
     "made": {"dense, masked": made_masked},
     "pixelcnn": {"masked convolutions": pixelcnn_masked},
+    "transformer": {"whole attention, no cache": transformer_whole},
 }
