@@ -54,26 +54,23 @@ def learning_curves(runs: Sequence[tuple[str, Points, Points, int | None]]) -> F
     Args:
         runs: label of the row; (epoch, nats) of training and of validation images; the epoch that was selected.
     """
+    style = styles([run[0] for run in runs])  # of those without curves, too: the same in every chart
     runs = [run for run in runs if run[1] or run[2]]
     if not runs:
         return None
-    style, (figure, axes) = styles([run[0] for run in runs]), _figure()
+    figure, axes = _figure()
     for label, train, valid, best in runs:
         color, marker = style[label]
         axes.plot(*_xy(valid), color=color, label=label)
         axes.plot(*_xy(train), ":", color=color)
         axes.plot(*_xy([p for p in valid if p[0] == best]), marker, color=color)
-    after = [
-        y
-        for run in runs
-        for points in run[1:3]
-        for _, y in points[min(math.ceil(HEAD * len(points)), len(points) - 1) :]
-    ]
-    everything = [y for run in runs for points in run[1:3] for _, y in points]
-    room = 0.05 * (max(after) - min(everything)) or 0.5
-    axes.set_ylim(min(everything) - room, max(after) + room)
+    curves = [points for run in runs for points in run[1:3] if points]
+    high = max(y for points in curves for _, y in points[min(math.ceil(HEAD * len(points)), len(points) - 1) :])
+    low = min(y for points in curves for _, y in points)
+    room = 0.05 * (high - low) or 0.5
+    axes.set_ylim(low - room, high + room)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return _labelled(figure, axes, "epoch", "NLL, nats per image")
+    return _labelled(figure, axes, "epoch", "NLL (nats per image)")
 
 
 def nll_against(points: Sequence[tuple[str, float | None, float, float]], x: str) -> Figure | None:
@@ -91,12 +88,13 @@ def nll_against(points: Sequence[tuple[str, float | None, float, float]], x: str
         color, marker = style[label]
         axes.errorbar(cost, nll, error, fmt=marker, color=color, label=label, elinewidth=0.8, capsize=1.5)
     axes.set_xscale("log")
-    low, high = (known_cost := [point[1] for point in known]) and (min(known_cost), max(known_cost))
+    costs = [cost for _, cost, _, _ in known]
+    low, high = min(costs), max(costs)
     axes.set_xlim(low / 1.5, high * 1.5)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-    return _labelled(figure, axes, x, "test NLL, nats per image")
+    return _labelled(figure, axes, x, "test NLL (nats per image)")
 
 
 def pixel_maps(fields: Sequence[tuple[str, NDArray[np.float64]]]) -> Figure | None:
@@ -151,8 +149,8 @@ def _saved(figure: Figure, form: str) -> bytes:
     return file.getvalue()
 
 
-def _figure(width: float = COLUMN, height: float = 2.6) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
+def _figure() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(COLUMN, 2.2), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
 
@@ -175,6 +173,7 @@ def _labelled(figure: Figure, axes: Axes, x: str, y: str) -> Figure:
     width = max(map(len, handles))
     columns = 1 if width > 26 else 2 if width > 12 else 3
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
+    figure.set_figheight(2.2 + 0.16 * -(-len(handles) // columns))  # the axes are as high in every chart
     return figure
 
 

@@ -167,7 +167,8 @@ def latex(grid: Grid) -> str:
         return "\n".join([r"{\footnotesize\raggedright\noindent", *notes, "}"]) if notes else ""
     below = [r"\par\medskip", r"\begin{minipage}{\linewidth}\footnotesize\raggedright", *notes, r"\end{minipage}"]
     after = [r"{\footnotesize\raggedright\noindent", *notes, "}"]
-    fits = sum(len(block.lines) + bool(block.label) for block in grid.blocks) + len(notes) <= FLOAT
+    lines = sum(len(block.lines) + bool(block.label) for block in grid.blocks)
+    fits = lines + sum(1 + len(note) // 100 for note in notes) <= FLOAT
     name = re.sub(
         r"[^a-z0-9]+", "-", printable(grid.title).partition(":")[0].partition(", test set")[0].replace("×", "x").lower()
     )
