@@ -206,6 +206,7 @@ CASES = {
     "no runs": Case(["tabulate"], "runs=DIR"),
     "nobody's home": Case(["tabulate", "runs=RUN,~nobody-of-that-name/x"],
                           "runs=~nobody-of-that-name/x: there is no such user here"),
+    "runs twice": Case(["tabulate", "runs=a", "runs=b"], "runs= is given 2 times: give it once, as in runs=DIR,DIR"),
     "no such runs": Case(["tabulate", "runs=nowhere"], "nowhere"),
     "no such table format": Case(["tabulate", "runs=RUN", "format=word"], "unknown format 'word'"),
     "a record of a newer program": Case(["tabulate", "runs=RUN"], r"result.json.*schema.*99", edit_record(schema=99)),

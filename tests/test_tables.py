@@ -153,6 +153,21 @@ def test_unknown_options(tmp_path: Path) -> None:
         tabulate(tmp_path, invalid="some")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"nll__test__mean": "x"}, "field nll.test.mean: Input should be a valid number"),
+        ({"data__sha256": {}}, "field data.sha256: Value error, that of the test images is missing"),
+        ({"schema": 2}, "schema 2 is newer than this chainrule"),
+    ],
+)
+def test_a_malformed_record_names_file_and_field(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    run = write(tmp_path / "run", **change)
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        tabulate(tmp_path)
+    assert str(run / "result.json") in str(error.value)
+
+
 # ---- grouping and statistics -----------------------------------------------------------------------
 
 

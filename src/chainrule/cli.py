@@ -313,6 +313,9 @@ def _checked(name: str, overrides: Sequence[str]) -> list[str]:
 
             require(word.partition("=")[2])
     paths = (*PATHS, "images") if name == "compress" else PATHS  # to bench it is a number
+    keys = [word.partition("=")[0] for word in overrides]
+    if twice := [key for key in ("run", "runs") if keys.count(key) > 1]:
+        raise ValueError(f"{twice[0]}= is given {keys.count(twice[0])} times: give it once, as in runs=DIR,DIR")
     return [_quoted(word, paths) for word in overrides]
 
 

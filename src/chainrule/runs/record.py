@@ -57,6 +57,13 @@ class Data(_Part):
     file: str | None = None  # of data=arrays: its name
     sha256: dict[str, str]  # of each split's bits
 
+    @field_validator("sha256")
+    @classmethod
+    def _has_test(cls, sha256: dict[str, str]) -> dict[str, str]:
+        if "test" not in sha256:
+            raise ValueError("that of the test images is missing")
+        return sha256
+
     @property
     def size(self) -> tuple[int, int]:
         """(height, width)."""
