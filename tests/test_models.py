@@ -390,6 +390,17 @@ def test_regularization_out_of_range(name: str, key: str, value: object, limit: 
         build(name, **{key: value})
 
 
+@pytest.mark.parametrize(("key", "value", "message"), [
+    ("heads", 3, "width must be divisible by 4 · model.heads = 12, got 8"),
+    ("heads", 0, "heads must be a whole number"),
+    ("first", [2], r"first must be \[rows, columns\], got \[2\]"), ("first", [0, 3], "first must be a whole number"),
+    ("dropout", 1, "dropout must be 0 or a positive number below 1"), ("patch", 5, "patch must be .* at most 4"),
+])  # fmt: skip
+def test_a_transformer_that_cannot_be_built(key: str, value: object, message: str) -> None:
+    with pytest.raises(InstantiationException, match=rf"model\.{message}"):
+        build("transformer", **{key: value})
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("hidden", 0), ("hidden", -3), ("hidden", 2.5), ("hidden", True), ("hidden", 1001), ("block", 0)]
 )

@@ -50,7 +50,7 @@ class Transformer(AutoregressiveDensity):
         told: learn which of the grid orders it is.
 
     Raises:
-        ValueError: the heads cannot share the width.
+        ValueError: the heads cannot share the width, or a number is out of its range.
     """
 
     orders = GRID_ORDERS
@@ -74,6 +74,8 @@ class Transformer(AutoregressiveDensity):
         if d % (4 * positive("model.heads", heads)):
             raise ValueError(f"model.width must be divisible by 4 · model.heads = {4 * heads}, got {d}")
         at_least_0("model.dropout", dropout, below=1)
+        if len(first) != 2:
+            raise ValueError(f"model.first must be [rows, columns], got {first!r}")
         rows, columns = (positive("model.first", size) for size in first)
         self.first, self.turned = (rows, columns), d // heads
         self.U = nn.Linear((rows * columns + (columns + 1) // 2) * bits, d, bias=False)
