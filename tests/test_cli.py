@@ -232,5 +232,34 @@ def test_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, run: Run)
         run("evaluate", "run=x")
 
 
+def test_a_part_of_the_images_makes_no_result(run: Run, tmp_path: Path) -> None:
+    run("train", *TOY, "model=fvsbn", "debug=fast", "hydra.run.dir=r")
+    assert json.loads((tmp_path / "r/result.json").read_text())["complete"] is False
+
+
+def test_the_last_epoch_is_validated_and_no_epoch_has_another_s_nll(run: Run, tmp_path: Path) -> None:
+    words = ["trainer.max_epochs=3", "+trainer.check_val_every_n_epoch=2", "optimizer.lr=0.05"]
+    run("train", *TOY, "model=fvsbn", "hydra.run.dir=r", *words)
+    lines = [line.split(",") for line in (tmp_path / "r/metrics.csv").read_text().splitlines()]
+    nll, epoch = lines[0].index("val/nll"), lines[0].index("epoch")
+    assert [line[epoch] for line in lines[1:] if line[nll]] == ["1", "2"]
+    record = json.loads((tmp_path / "r/result.json").read_text())
+    assert record["best_epoch"] == 2
+    assert record["complete"] is True
+
+
+def test_another_s_cluster_does_not_matter(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "1", "MPLBACKEND": "x"}.items():
+        monkeypatch.setenv(key, value)
+    run("train", *TOY, "model=fvsbn", "trainer.max_epochs=1", "hydra.run.dir=r")
+    assert (tmp_path / "r/metrics.csv").is_file()
+
+
+def test_the_version(run: Run) -> None:
+    assert run("--version").startswith("chainrule 0.")
+    done = subprocess.run([sys.executable, "-m", "chainrule", "--version"], capture_output=True, check=True)
+    assert done.stdout.startswith(b"chainrule 0.")
+
+
 def test_the_command_uses_the_checkout_s_own_configuration() -> None:
     assert cli.CONF == ROOT / "conf"

@@ -94,6 +94,17 @@ def impossible(model: FVSBN, _: torch.Tensor) -> None:
     model.alpha0.data.fill_(-math.inf)
 
 
+def edit_state(name: str, change: Callable[[torch.Tensor], object], file: Path) -> None:
+    content = torch.load(file, weights_only=True)
+    change(content["state_dict"][f"density.{name}"])
+    torch.save(content, file)
+
+
+def fifo(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
 IMAGE = b" ".join(b"01"[i % 2 : i % 2 + 1] for i in range(784)) + b"\n"
 FILES = dict.fromkeys(("train.amat", "valid.amat", "test.amat"), IMAGE * 3)
 
@@ -246,6 +257,42 @@ CASES = {
                                            lambda folder, _: (folder / "RUN/config.yaml").write_text("- 1\n")),
     "a configuration that is no YAML": Case(["sample", "run=RUN"], "config.yaml is damaged",
                                             lambda folder, _: (folder / "RUN/config.yaml").write_text("{a: [")),
+    "a model that is a number": Case(["sample", "run=RUN"], "config.yaml: model is not what a run has, got 5",
+                                     edit_config(lambda c: c.update(model=5))),
+    "data that are a word": Case(["evaluate", "run=RUN"], "config.yaml: data is not what a run has, got 'x'",
+                                 edit_config(lambda c: c.update(data="x"))),
+    "members that are numbers": Case(["sample", "run=RUN"], "config.yaml: members is not what a run has",
+                                     edit_config(lambda c: c.update(members=[1, 2]))),
+    "a configuration of aliases": Case(
+        ["sample", "run=RUN"], "config.yaml has aliases",
+        lambda folder, _: (folder / "RUN/config.yaml").write_text("a: &a [1]\nb: [*a, *a]\n")),
+    "a configuration without an end": Case(["sample", "run=RUN"], "is not a run directory",
+                                           lambda folder, _: fifo(folder / "RUN/config.yaml")),
+    "a configuration of a gigabyte": Case(["sample", "run=RUN"], "config.yaml has .* bytes; at most",
+                                          lambda folder, _: os.truncate(folder / "RUN/config.yaml", 2**30)),
+    "an order that is no permutation": Case(["evaluate", "run=RUN"], "its order of the pixels is no permutation",
+                                            checkpoint(partial(edit_state, "order", torch.Tensor.zero_))),
+    "weights that are not finite": Case(["evaluate", "run=RUN"], "best.ckpt: alpha0 is not finite",
+                                        checkpoint(partial(edit_state, "alpha0", lambda w: w.fill_(math.nan)))),
+    # what Lightning would take, and then die of, hang in, or leave aside
+    "no end of epochs": training("trainer.max_epochs is needed", "trainer.max_epochs=null"),
+    "no number of epochs": training("trainer.max_epochs is needed", "~trainer.max_epochs"),
+    "no number of samples": training("samples is needed", "samples=null"),
+    "no seed": Case(["sample", "run=RUN", "seed=null"], "seed is needed"),
+    "no validation": training("limit_val_batches=0: the best epoch is chosen", "+trainer.limit_val_batches=0"),
+    "several machines": training("trainer.num_nodes must be 1, got 3", "+trainer.num_nodes=3"),
+    "two processes without a strategy": training("needs trainer=ddp", "trainer.devices=2"),
+    "another strategy": training("trainer.strategy must be auto or ddp_spawn, got 'ddp'", "+trainer.strategy=ddp"),
+    "a trainer that is none": training("is no lightning.Trainer", "trainer._target_=pathlib.Path"),
+    "a callback that is none": training("callbacks.x is no callback", "+callbacks.x._target_=pathlib.PurePath"),
+    "a metric that nobody measures": training(
+        "EarlyStopping monitors 'val/loss': there are", "callbacks=[early_stopping]",
+        "callbacks.early_stopping.monitor=val/loss"),
+    "one beta too few": training("optimizer or scheduler: ", "optimizer.betas=[0.9]"),
+    "no such profiler": training("trainer: .*profiler", "+trainer.profiler=slow"),
+    "weights from nowhere": training("nowhere is not a run directory", "ckpt_path=nowhere"),
+    "weights of another model": training("its weights do not fit this model", "ckpt_path=RUN", "data.side=4"),
+    "an empty variable": training("paths.runs= is empty: is a variable not set", "paths.runs="),
     # output folders
     "a file where runs go": training("runs/.*Not a directory.*Results cannot be written.*another folder",
                                      "paths.runs=runs", arrange=touch("runs")),

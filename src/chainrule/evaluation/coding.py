@@ -265,7 +265,7 @@ def compress(cfg: DictConfig) -> Table:
         OSError: something cannot be found, or the file not be written.
     """
     check(cfg)
-    density, path = load_autoregressive(cfg.run), Path(cfg.file).expanduser()
+    density, path = load_autoregressive(cfg.run, trust=cfg.trust), Path(cfg.file).expanduser()
     images = _read(Path(cfg.images).expanduser(), density) if cfg.images else scoring.load_split(cfg)
     content = pack(density, images)
     write_whole(path, content)
@@ -285,7 +285,7 @@ def decompress(cfg: DictConfig) -> tuple[Path, int]:
         OSError: something cannot be found, or the file not be written.
     """
     check(cfg)
-    density, source = load_autoregressive(cfg.run), Path(cfg.file).expanduser()
+    density, source = load_autoregressive(cfg.run, trust=cfg.trust), Path(cfg.file).expanduser()
     out = Path(cfg.out).expanduser() if cfg.out else source.with_name(f"{source.name}.npy")
     if out.suffix != ".npy":
         raise ValueError(f"out must end in .npy, got {out}")

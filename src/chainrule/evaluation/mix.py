@@ -131,7 +131,7 @@ def _record(
     cfg: DictConfig, members: Sequence[Record], config: DictConfig, run: RunDir, overrides: Sequence[str]
 ) -> Record:
     """Scores every split, and writes all that the mixture of a run directory has but the record itself."""
-    density = load_model(run.path)
+    density = load_model(run.path, trust=cfg.trust)
     data = scoring.load_data(cfg, config.data)
     if data.sha256 != members[0].data.sha256:
         raise ValueError(f"the members were trained on other images than {data.name} has here, by their SHA-256")

@@ -38,7 +38,7 @@ def _timed_sample(density: BinaryDensity, n: int, seed: int) -> tuple[Tensor, fl
 def sample(cfg: DictConfig) -> Path:
     """Draws ``n`` images and writes them as a grid (.png) or as bits (.npy); returns the file."""
     check(cfg)
-    density = load_model(cfg.run)
+    density = load_model(cfg.run, trust=cfg.trust)
     images = density.sample(cfg.n, torch.Generator().manual_seed(cfg.seed))
     out = Path(cfg.out or Path(cfg.run) / f"samples-n{cfg.n}-s{cfg.seed}.png").expanduser()
     if out.suffix == ".npy":
@@ -54,7 +54,7 @@ def sample(cfg: DictConfig) -> Path:
 def complete(cfg: DictConfig) -> Path:
     """Completes test images from the first part of the order; writes original, masked and draws side by side."""
     check(cfg)
-    density, config = load_autoregressive(cfg.run), load_config(open_run(cfg.run))
+    density, config = load_autoregressive(cfg.run, trust=cfg.trust), load_config(open_run(cfg.run))
     data = load_data(cfg, config.data)
     chosen = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(cfg.seed))[: cfg.n]
     out = Path(cfg.out or Path(cfg.run) / "completions.png").expanduser()

@@ -31,8 +31,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         mean and standard error in nats, count, and the data's name and SHA-256.
     """
     check(cfg)
-    density, config = load_model(cfg.run), load_config(open_run(cfg.run))
-    data = load_data(cfg, OmegaConf.select(cfg, "data") or config.data)
+    density, config = load_model(cfg.run, trust=cfg.trust), load_config(open_run(cfg.run))
+    given = OmegaConf.select(cfg, "data")
+    data = load_data(cfg, given, str(given._target_)) if given else load_data(cfg, config.data)
     images = splits(data).get(cfg.split)
     if images is None:
         raise ValueError(f"split must be train, valid or test, got {cfg.split!r}")
@@ -44,9 +45,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     return result | statistics(nll_per_image(density, images))
 
 
-def load_data(cfg: DictConfig, data_cfg: DictConfig) -> Images:
+def load_data(cfg: DictConfig, data_cfg: DictConfig, trust: str | None = None) -> Images:
     paths = {"data_dir": cfg.paths.data_dir, "cache_dir": cfg.paths.cache_dir}  # of this machine, not of the run's
-    data = instance(data_cfg, Images, **paths)  # type: ignore[type-abstract]
+    data = instance(data_cfg, Images, trust or cfg.get("trust"), **paths)  # type: ignore[type-abstract]
     data.prepare_data()
     data.setup("test")
     return data

@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
+import yaml  # type: ignore[import-untyped]
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
-from yaml import YAMLError  # type: ignore[import-untyped]
 
-from chainrule.files import FULL, write_whole
+from chainrule.files import FULL, read_small, write_whole
 from chainrule.runs.record import Record
 
 log = logging.getLogger(__name__)
@@ -111,11 +112,21 @@ def load_config(run: RunDir) -> DictConfig:
         ValueError: ``config.yaml`` is none.
     """
     try:
-        config = OmegaConf.load(run.config)
-    except YAMLError as error:
+        text = read_small(run.config, limit=1 << 20).decode()
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError(f"{run.config} has aliases: a few lines of them stand for gigabytes")
+        config = OmegaConf.create(text)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{run.config} is damaged: {error}") from error
     if not isinstance(config, DictConfig):
         raise ValueError(f"{run.config} holds no mapping; it is not the configuration of a run")
+    content = cast(dict[str, Any], OmegaConf.to_container(config))
+    members = content.get("members") or []
+    wrong = [key for key in ("model", "data") if not isinstance(content.get(key), dict)]
+    if not isinstance(members, list) or not all(isinstance(m, dict) and {"run", "sha256"} <= set(m) for m in members):
+        wrong.append("members")
+    if wrong:
+        raise ValueError(f"{run.config}: {wrong[0]} is not what a run has, got {content.get(wrong[0])!r:.60}")
     return config
 
 

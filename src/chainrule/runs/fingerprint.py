@@ -85,7 +85,8 @@ def targets(cfg: DictConfig) -> tuple[str, ...]:
         for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
             yield from walk(value)
 
-    return tuple(sorted({*walk(without(NEUTRAL, OmegaConf.to_container(cfg, resolve=False)))}))
+    ensemble = {"chainrule.mixture.OrderEnsemble"} if cfg.get("orders") else set()
+    return tuple(sorted({*ensemble, *walk(without(NEUTRAL, OmegaConf.to_container(cfg, resolve=False)))}))
 
 
 @cache

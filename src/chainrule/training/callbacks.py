@@ -44,8 +44,9 @@ class EpochLines(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
-            nll = trainer.callback_metrics.get("val/nll", math.nan)
-            log.info("epoch %d of %s: val/nll %.3f", trainer.current_epoch + 1, trainer.max_epochs, nll)
+            nll = trainer.callback_metrics.get("val/nll")
+            said = "not validated" if nll is None else f"val/nll {nll:.3f}"
+            log.info("epoch %d of %s: %s", trainer.current_epoch + 1, trainer.max_epochs, said)
 
 
 class StopOnNonFinite(L.Callback):

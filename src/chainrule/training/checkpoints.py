@@ -123,11 +123,16 @@ class Savers(Checkpoint):
         self._started = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.callback_metrics.pop("val/nll", None)  # of an epoch before this one
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.check_val_every_n_epoch = 1  # the last epoch is always validated
         if trainer.current_epoch > self._epochs:
             self._save_last(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        nll = float(trainer.callback_metrics.get("val/nll", math.nan))
+        if (metric := trainer.callback_metrics.get("val/nll")) is None:
+            return
+        nll = float(metric)
         if nll < self.nll or not self._selected:  # asked of the disk, processes might find different answers
             self._selected = True
             self.nll, self.best_epoch = math.inf if math.isnan(nll) else nll, trainer.current_epoch

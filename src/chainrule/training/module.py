@@ -67,7 +67,7 @@ class DensityModule(L.LightningModule):
         try:
             optimizer = self.make_optimizer([group for group in groups if group["params"]])
             scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
-        except TypeError as error:  # a word where a number should be
+        except Exception as error:  # torch checks little before it computes with what it was given
             raise ValueError(f"optimizer or scheduler: {error}. Look at their values in conf/") from error
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

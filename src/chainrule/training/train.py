@@ -21,6 +21,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
@@ -58,6 +59,7 @@ log = logging.getLogger(__name__)
 
 COMPLETED = 8  # test images in a run's completions.png
 SIGTERM_CODE = 143
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,7 @@ def _trainer(cfg: DictConfig, run: RunDir, callbacks: Sequence[Callback]) -> L.T
     chosen = [Dashboard(), *chosen, StopOnNonFinite(), *callbacks, Child()]
     if not issubclass(get_class(cfg.trainer._target_), L.Trainer):
         raise ValueError(f"trainer._target_={cfg.trainer._target_} is no lightning.Trainer")
+    profiler = cfg.trainer.get("profiler")
     rank_zero_only.rank = 0  # type: ignore[attr-defined] # whatever a cluster's environment says: this process is the first of its run
     try:
         trainer: L.Trainer = instantiate(cfg.trainer, _partial_=True, _convert_="all")(
@@ -231,6 +234,7 @@ def _trainer(cfg: DictConfig, run: RunDir, callbacks: Sequence[Callback]) -> L.T
             enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in chosen),
             logger=_loggers(cfg, run) or False,
             default_root_dir=run.path,
+            **({"profiler": PROFILERS[profiler](run.path, "profile")} if profiler in PROFILERS else {}),
         )
     except (MisconfigurationException, TypeError) as error:
         raise ValueError(f"trainer: {error}") from error

@@ -69,7 +69,7 @@ def certify(cfg: DictConfig, show: Callable[[Table], object]) -> bool:
         )
     config = load_config(run)
     data = scoring.load_data(cfg, config.data)
-    density = load_model(run.path, device_named(cfg.device))
+    density = load_model(run.path, device_named(cfg.device), cfg.trust)
     nll = torch.from_numpy(read_array(run.path))
     context = Context(density, data.test, nll, n=cfg.n, k=cfg.k, seed=cfg.seed)
     checks = {"recomputation": partial(reevaluation, context, run, record, data)}
