@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import anyorder
 import commands
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from zoo import build, every_image
 from chainrule import load_model
 from chainrule.data import Toy
 from chainrule.density import BinaryDensity
-from chainrule.mixture import Mixture
+from chainrule.mixture import Mixture, OrderEnsemble
+from chainrule.runs.certificate import verdict
 from chainrule.runs.record import Record
 
 
@@ -161,7 +163,7 @@ def test_a_run_directory_of_a_mixture(finished: Path) -> None:
     assert (record["model"], record["order"], record["seed"], record["epochs"]) == ("mixture", "3 orders", 5, 3)
     assert [member["order"] for member in record["members"]] == list(ORDERS.values())
     assert (finished / "mixed/samples.png").stat().st_size > 100
-    assert Record.read(finished / "mixed").model == "mixture"
+    assert Record.read(finished / "mixed").name == "mixture of 3 fvsbn"
 
 
 def test_it_can_be_moved_with_its_members_and_then_evaluated_sampled_and_tabulated(copied: Path) -> None:
@@ -187,6 +189,10 @@ def test_a_folder_of_its_own_says_what_it_is(finished: Path) -> None:
     (path,) = (finished / "here").iterdir()
     assert re.fullmatch(r"mixture-toy-s5-[0-9a-f]{8}", path.name)
     assert len(load_model(path).members) == 2
+    before = (path / "result.json").read_bytes()
+    assert commands.finish(["mix", "runs=members/a,members/c", "paths.runs=here"], finished)[0] == 0
+    assert list((finished / "here").iterdir()) == [path]
+    assert (path / "result.json").read_bytes() == before
 
 
 def test_one_that_was_killed_is_finished_by_the_same_command(copied: Path) -> None:
@@ -233,3 +239,53 @@ def test_what_cannot_be_mixed_is_refused(copied: Path) -> None:
     assert "must have been trained on the same images, got 1 of toy 4×4, 3 of toy 3×3" in said
     (copied / "members/c/result.json").unlink()
     assert "unfinished: members/c. Finish these runs or leave them out" in complaint(copied, "mix", "runs=members")
+
+
+# ---- one network in several orders -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def any_order(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of a model of any order, ``run``."""
+    where = tmp_path_factory.mktemp("orders")
+    anyorder.train(where / "run")
+    return where
+
+
+def test_one_run_in_several_orders(any_order: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    anyorder.command(monkeypatch, any_order, "mix", "run=run", "orders=4", "out=ensemble", "seed=2")
+    ensemble = load_model(any_order / "ensemble")
+    assert isinstance(ensemble, OrderEnsemble)
+    assert ensemble.orders == [f"random-{k}" for k in range(8, 12)]
+    one = load_model(any_order / "run")
+    record = Record.read(any_order / "ensemble")
+    assert (record.parameters.count, record.order) == (one.parameter_count, "4 orders")
+    assert record.name == "mixture of 4 orders of anyorder"
+    toy = Toy()
+    toy.setup("test")
+    each = torch.stack([one.reordered(order).double().log_prob(toy.test) for order in ensemble.orders])
+    nll = -(each.logsumexp(0) - math.log(4))
+    assert record.test.mean == pytest.approx(nll.mean().item(), abs=1e-5)
+    anyorder.command(monkeypatch, any_order, "certify", "run=run", "n=20")
+    anyorder.command(monkeypatch, any_order, "certify", "run=ensemble", "n=20")
+    found = verdict(any_order / "ensemble", record)
+    assert found is not None
+    assert found.certified
+    checks = json.loads((any_order / "ensemble/certificate.json").read_text())["checks"]
+    assert {name: check["passed"] for name, check in checks.items()} == dict.fromkeys(checks, True)
+
+
+def test_ensembles_are_mixed_like_any_run(any_order: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, orders in (("x", "2"), ("y", "[raster,spiral]")):
+        anyorder.command(monkeypatch, any_order, "mix", "run=run", f"orders={orders}", f"out=both/{name}")
+    anyorder.command(monkeypatch, any_order, "mix", "runs=both", "out=all")
+    model, x = load_model(any_order / "all"), every_image()
+    parts = [load_model(any_order / "both" / name).log_prob(x).exp() for name in "xy"]
+    torch.testing.assert_close(model.log_prob(x).exp(), sum(parts) / 2)
+
+
+def test_a_model_of_one_order_is_not_mixed_in_others(finished: Path) -> None:
+    said = complaint(finished, "mix", "run=members/a", "orders=16")
+    assert "members/a was trained in one order, and is a poor model in others: mix runs of several orders" in said
+    assert "give one of the two" in complaint(finished, "mix", "runs=members", "orders=16")
+    assert "missing: runs" in complaint(finished, "mix", "run=members/a")

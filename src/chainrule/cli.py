@@ -39,7 +39,7 @@ MISTAKES = (CompactHydraException, OmegaConfBaseException, ValueError, OSError)
 STOPPED = {130: "interrupted (Ctrl-C)", 143: "stopped (SIGTERM)"}
 
 PATHS = (
-    "run", "runs", "out", "file", "bench", "figures", "ckpt_path",
+    "run", "runs", "out", "file", "observed", "bench", "figures", "ckpt_path",
     "paths.data_dir", "paths.cache_dir", "paths.runs", "hydra.run.dir", "hydra.sweep.dir",
 )  # fmt: skip
 

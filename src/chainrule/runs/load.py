@@ -53,8 +53,14 @@ def load_model(run_dir: str | Path, device: str | torch.device = "cpu", trust: s
             trusted; or a mixture's member has changed.
     """
     run = open_run(run_dir)
-    members = load_config(run).get("members")
-    density = Mixture([_load_member(run, member, trust) for member in members]) if members else None
+    config = load_config(run)
+    density: BinaryDensity | None = None
+    if members := config.get("members"):
+        parts = [_load_member(run, member, trust) for member in members]
+        if config.get("orders") and isinstance(parts[0], AutoregressiveDensity):
+            density = OrderEnsemble(parts[0], list(config.orders))
+        else:
+            density = Mixture(parts)
     return (density or load_selected(run, trust)).to(device).eval()
 
 
@@ -77,7 +83,9 @@ def load_autoregressive(
 
 def _load_member(run: RunDir, member: DictConfig, trust: str | None) -> BinaryDensity:
     path = run.path / member.run
-    if not (RunDir(path).config.is_file() and RunDir(path).best.is_file()):
+    if not RunDir(path).config.is_file() or not (
+        RunDir(path).best.is_file() or load_config(RunDir(path)).get("orders")
+    ):
         raise FileNotFoundError(f"{run.path} is a mixture, and {path}, a member of it, is no longer there: mix again")
     if checkpoint_sha256(RunDir(path)) != member.sha256:
         raise ValueError(

@@ -167,7 +167,8 @@ class Record(_Part):
         """The model; of a mixture also what it mixes."""
         if not self.config.get("members"):
             return self.model
-        return f"{self.model} of {len(self.config['members'])} {self.config.get('of', '')}".rstrip()
+        mixed = self.config.get("orders") or self.config["members"]
+        return f"{self.model} of {len(mixed)} {self.config.get('of', '')}".rstrip()
 
     @property
     def target(self) -> str:

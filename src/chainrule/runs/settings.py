@@ -117,7 +117,7 @@ def settings(config: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _counted(key: str, value: object) -> object:
-    return len(value) if key == "members" and isinstance(value, list) else value
+    return len(value) if key in ("members", "orders") and isinstance(value, list) else value
 
 
 @cache
