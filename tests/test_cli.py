@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -253,6 +254,19 @@ def test_another_s_cluster_does_not_matter(run: Run, tmp_path: Path, monkeypatch
         monkeypatch.setenv(key, value)
     run("train", *TOY, "model=fvsbn", "trainer.max_epochs=1", "hydra.run.dir=r")
     assert (tmp_path / "r/metrics.csv").is_file()
+
+
+def test_a_training_is_four_functions_of_ours_away(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames: list[str] = []
+
+    def fit(*_: object, **__: object) -> None:
+        frames.extend(f.function for f in inspect.stack() if Path(f.filename).is_relative_to(ROOT / "src"))
+        raise ValueError("seen")
+
+    monkeypatch.setattr("lightning.Trainer.fit", fit)
+    with pytest.raises(SystemExit, match="seen"):
+        run("train", *TOY, "model=fvsbn")
+    assert frames == ["_fit", "train", "train", "main"]
 
 
 def test_the_version(run: Run) -> None:

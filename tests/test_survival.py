@@ -542,6 +542,15 @@ def test_a_file_keeps_its_predecessor_where_it_is_asked_to(tmp_path: Path) -> No
     assert ((tmp_path / "new").read_bytes(), (tmp_path / "old").read_bytes()) == (b"c", b"b")
 
 
+def test_a_drive_that_cannot_sync_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(handle: int) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_whole(tmp_path / "a", b"a")
+    assert (tmp_path / "a").read_bytes() == b"a"
+
+
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_sync", lambda folder: None)
     (tmp_path / "checkpoints").mkdir()

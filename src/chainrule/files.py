@@ -37,7 +37,7 @@ def write_whole(path: Path, content: bytes, *, previous: Path | None = None) -> 
         with part.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            _fsync(file.fileno())
         if previous is not None and path.exists():
             path.replace(previous)
         part.replace(path)
@@ -74,9 +74,17 @@ def _sync(folder: Path) -> None:
     """Makes the names in a folder outlive a loss of power, too."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        _fsync(handle)
     finally:
         os.close(handle)
+
+
+def _fsync(handle: int) -> None:
+    try:
+        os.fsync(handle)
+    except OSError as error:  # some network and shared drives have none: what is written there is written all the same
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
 
 
 def remove_parts(folder: Path) -> None:
