@@ -151,6 +151,24 @@ def pixelcnn_parameters(n: int, gates: bool) -> int:
     return first + 2 * block + 2 * c + (c + 1) * (c + 1) + n
 
 
+def deep_nade(model: AutoregressiveDensity, z: list[int], t: int) -> float:
+    """b + Σ_{j<t} (W_j x_j + U_j) of the pixels before t, hidden layers, V of the pixel of t."""
+    order, h = model.order.tolist(), model.b.tolist()
+    for bit, pixel in zip(z[:t], order, strict=False):
+        W, U = model.W[pixel].tolist(), model.U[pixel].tolist()
+        h = [h[i] + W[i] * bit + U[i] for i in range(len(h))]
+    h = [max(0.0, a) for a in h]
+    for layer in model.layers:
+        h = [max(0.0, a) for a in affine(layer, h)]
+    V = model.V[order[t]].tolist()
+    return model.c.tolist()[order[t]] + sum(V[i] * h[i] for i in range(len(h)))
+
+
+def deep_nade_parameters(n: int, hidden: list[int]) -> int:
+    inner = sum(below * above + above for below, above in pairwise(hidden))
+    return 2 * n * hidden[0] + hidden[0] + inner + n * hidden[-1] + n
+
+
 def made(model: AutoregressiveDensity, z: list[int], t: int) -> float:
     """Layer by layer: each unit sees those below whose degree is at most its own; the weights belong to pixels."""
     order, n = model.order.tolist(), model.dim
@@ -256,6 +274,12 @@ WIDTHS = [{"hidden": d} for d in (1, 3, 8)]
 REFERENCES = {
     "tabular": Reference(tabular, lambda n: 2**n - 1),
     "fvsbn": Reference(fvsbn, lambda n: n * (n + 1) // 2),
+    "deep_nade": Reference(
+        deep_nade,
+        deep_nade_parameters,
+        [{"hidden": [3]}, {"hidden": [5, 2, 4]}],
+        lambda n, hidden: 2 * hidden[0],
+    ),
     "made": Reference(
         made,
         lambda n, **arguments: made_sizes(n, **arguments)[0],
