@@ -35,7 +35,7 @@ def train(model: str, threads: int) -> dict[str, Tensor]:
     for _ in range(STEPS):
         optimizer.zero_grad()
         x = (torch.rand(100, SIDE * SIDE) < 0.13).float()
-        (-density.log_prob(x).mean() - density.log_prior() / 1000).backward()
+        (density.loss(x).mean() - density.log_prior() / 1000).backward()
         optimizer.step()
     return {name: value.clone() for name, value in density.state_dict().items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from itertools import pairwise
 from typing import ClassVar
@@ -102,7 +103,8 @@ class DeepNADE(AutoregressiveDensity):
     def conditionals(self, z: Tensor) -> Tensor:
         width = max([self.W.shape[1], *(layer.out_features for layer in self.layers)])
         elements = ON_A_GPU if z.is_cuda else CHUNK_ELEMENTS
-        steps = max(1, min(self.dim, elements // max(1, len(z) * width)))
+        room = elements // max(1, len(z))  # for each image, T · width and T²
+        steps = max(1, min(self.dim, room // width, math.isqrt(room)))
         a, logits = self.b.expand(len(z), -1), []
         for chunk, pixels in zip(z.split(steps, 1), self.order.split(steps), strict=True):
             if torch.is_grad_enabled():  # the backward pass computes a chunk again, which takes less than keeping it
