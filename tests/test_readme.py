@@ -63,6 +63,16 @@ def test_the_tables_are_those_of_the_records(monkeypatch: pytest.MonkeyPatch) ->
     assert compare.table(compare.compare(runs), "markdown") in page
 
 
+def test_the_table_of_the_readme_is_a_part_of_it() -> None:
+    rows = re.findall(r"^\|.* (?:yes|no) \|$", README, re.MULTILINE)
+    assert len(rows) > 5
+    assert set(rows) <= set((ROOT / "docs/results.md").read_text().splitlines())
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 160
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("scripts/run")])
 def test_scripts_run_from_another_folder(command: str, tmp_path: Path) -> None:
@@ -101,3 +111,26 @@ def test_the_python_example(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_first_result_is_within_two_screens() -> None:
     assert README.index("![samples]") < len("".join(README.splitlines(keepends=True)[:80]))
+
+
+@pytest.mark.slow
+def test_a_model_of_ones_own_is_what_its_page_says(tmp_path: Path) -> None:
+    page = (ROOT / "docs/models.md").read_text()
+    for language, file in (("python", "mine/foo.py"), ("yaml", "conf/model/foo.yaml")):
+        (content,) = re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_text(content)
+    (block,) = re.findall(r"```text\n(chainrule.*?)```", page, re.DOTALL)
+    chainrule = str(Path(sys.executable).with_name("chainrule"))
+    for line in block.strip().splitlines():
+        words = shlex.split(line.partition("#")[0])[1:]
+        words += SHORT[1:] if words[0] == "train" else []
+        done = subprocess.run([chainrule, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith("foo-toy-s0-")
+    done = subprocess.run(
+        [chainrule, "sample", f"run={run}"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "trust=mine.foo" in done.stderr
+    subprocess.run([chainrule, "sample", f"run={run}", "trust=mine.foo"], cwd=tmp_path, check=True)
