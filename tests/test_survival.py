@@ -379,7 +379,8 @@ def test_a_full_disk_leaves_no_torn_samples(fvsbn: Recipe, tmp_path: Path) -> No
         words = ["sample", f"run={tmp_path}/run", "n=1000", f"out={tmp_path}/{out}"]
         code, said = finish(words, tmp_path, partial(small_files, 400))
         assert code == 1
-        assert f"{out}: .*Make room, or write to another folder" in said
+        assert f"{out}: " in said
+        assert "Make room, or write to another folder" in said
         assert not (tmp_path / out).exists()
         assert not list(tmp_path.rglob("*.part"))
 
@@ -461,13 +462,13 @@ def test_a_number_that_goes_bad_stops_the_run_and_keeps_the_last_good_checkpoint
 
 def test_two_runs_write_to_the_same_parent_at_once(fvsbn: Recipe, tmp_path: Path) -> None:
     words = ["train", *TOY, *fvsbn.words, "paths.runs=runs"]
-    processes = [start(words, tmp_path, tmp_path / f"output-{i}.txt") for i in range(2)]
+    processes = [start([*words, f"seed={i}"], tmp_path, tmp_path / f"output-{i}.txt") for i in range(2)]
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    runs = [path.parent for path in (tmp_path / "runs").glob("*/result.json")]
-    assert len(runs) == 2
-    assert [outcome(run) for run in runs] == [fvsbn.expected] * 2
+    assert len(list(tmp_path.glob("runs/*/result.json"))) == 2
+    (first,) = tmp_path.glob("runs/fvsbn-toy-s0-*")
+    assert outcome(first) == fvsbn.expected
 
 
 def watch(file: Path) -> None:
