@@ -448,7 +448,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "seed": (edit("seed", value=7), r"seed is 0 by .*, but 7 in the record"),
     "parameters": (edit("parameters", "count", value=3), r"parameters is \(\d+, \d+\) by .*, but \(3, \d+\) .*"),
     "a setting": (edit("config", "model", "hidden", value=9), r"model.hidden is 8 by .*, but 9 in the record"),
-    "data": (edit("data", "name", value="static"), r"data is toy by .*, but static in the record"),
+    "data": (edit("data", "name", value="static"), r"the images are toy, but static in the record"),
     "other test images": (
         edit("data", "sha256", "test", value="ab" * 32),
         r"the test images have SHA-256 \w{64}, but (ab){32} in the record",
