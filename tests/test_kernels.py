@@ -330,3 +330,54 @@ def test_a_change_in_any_kernel_file_compiles_them_all_again(tmp_path: Path) -> 
     with (folder / "chainrule/kernels/lanes.py").open("a") as file:
         file.write("# changed\n")
     assert run() == "0 1"
+
+
+# ---- no number in, no number out --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("d", [3, 70])
+def test_a_logit_is_no_number_where_it_depends_on_none(d: int) -> None:
+    z, expected = bits(20, 30), torch.zeros(4, 20, 30, dtype=torch.bool)
+    expected[0, :, 12:] = z[:, 11:12] > 0  # W[11]: after pixel 11, where it is on
+    expected[1] = True  # c
+    expected[2, :, 11] = expected[3, :, 11] = True  # V[11], b[11]
+    for i in range(4):
+        given = parameters(30, d)
+        given[i][(11, d - 1)[: given[i].ndim] if i != 1 else d - 1] = float("nan")
+        logits, *gradients = both_ways(z, given, torch.ones(20, 30), "numba")
+        assert torch.equal(logits.isnan(), expected[i])
+        if i < 3:
+            assert any(bool(gradient.isnan().any()) for gradient in gradients)
+
+
+def test_gradients_are_no_number_where_those_of_the_logits_are_none() -> None:
+    weights = torch.ones(20, 30)
+    weights[4, 11] = float("nan")
+    _, dW, dc, dV, db = both_ways(bits(20, 30, on=1), parameters(30, 70), weights, "numba")
+    assert bool(dc.isnan().all())
+    assert bool(dW[:11].isnan().all())
+    assert torch.equal(dV.isnan().any(1).nonzero().flatten(), torch.tensor([11]))
+    assert torch.equal(db.isnan().nonzero().flatten(), torch.tensor([11]))
+
+
+@pytest.mark.parametrize("kind", [FVSBN, MLP, NADE])
+def test_what_is_drawn_from_no_number_is_none(kind: type[AutoregressiveDensity]) -> None:
+    model, u = kind(shape=(6, 6)), torch.rand(50, 36)
+    assert not model.draw(u).isnan().any()
+    for name, parameter in model.named_parameters():
+        before = parameter.detach().clone()
+        parameter.data.fill_(float("nan"))
+        drawn = model.draw(u)
+        assert bool(drawn.isnan().any()), name
+        assert set(drawn[~drawn.isnan()].tolist()) <= {0.0, 1.0}
+        parameter.data.copy_(before)
+
+
+@settings(max_examples=40, deadline=None)
+@given(a=st.floats(width=32), other=st.floats(width=32))
+def test_sigmoid_of_whatever_float(a: float, other: float) -> None:
+    W, c = torch.tensor([[other], [0.0]]), torch.tensor([a])
+    given = W, c, torch.ones(2, 1), torch.zeros(2)
+    ours = nade.conditionals(torch.tensor([[1.0, 0.0]]), *given, kernel="numba")
+    exact = torch.sigmoid(torch.stack([c, c + W[0]]).double())
+    torch.testing.assert_close(ours[0].double(), exact[:, 0], rtol=0, atol=4e-7, equal_nan=True)

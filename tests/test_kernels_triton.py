@@ -135,6 +135,10 @@ def test_interpreted_kernel_agrees_with_the_reference(case: str, interpreted: di
     assert all(error < TOLERANCE for error in found.values()), found
 
 
+def test_interpreted_kernel_hides_no_nan(interpreted: dict[str, Any]) -> None:
+    assert interpreted["no number"] == dict.fromkeys("WcVbg", True)
+
+
 def test_kernels_compile_for_an_h100(tmp_path: Path) -> None:
     """The interpreter accepts what the compiler does not, and cannot tell TF32."""
     compiled = in_a_process("compile", TRITON_CACHE_DIR=str(tmp_path))
@@ -148,7 +152,20 @@ def test_kernels_compile_for_an_h100(tmp_path: Path) -> None:
 def interpret() -> dict[str, dict[str, float]]:
     torch.set_num_threads(1)
     scalars_from_arrays()
-    return {name: errors(given) for name, given in cases().items()}
+    return {name: errors(given) for name, given in cases().items()} | {"no number": without_a_number()}
+
+
+def without_a_number() -> dict[str, bool]:
+    """Of each parameter and of the logits' gradient: whether one NaN in it is one in what depends on it."""
+    found = {}
+    for name in "WcVbg":
+        given = arguments((4, 66, 40, 0.5, 0.3))
+        given[name][(0,) * given[name].ndim] = float("nan")
+        logits, *gradients = kernel(given)
+        found[name] = (
+            any(bool(gradient.isnan().any()) for gradient in gradients) if name == "g" else bool(logits.isnan().any())
+        )
+    return found
 
 
 def scalars_from_arrays() -> None:

@@ -228,7 +228,8 @@ class AutoregressiveDensity(BinaryDensity):
         steps = self.walk(len(u))
         logit = next(steps)
         for t in range(self.dim):
-            z[:, t] = u[:, t] < torch.sigmoid(logit)
+            p = torch.sigmoid(logit)
+            z[:, t] = (u[:, t] < p).to(u.dtype) + 0 * p  # no number in, no number out
             if t + 1 < self.dim:
                 logit = steps.send(z[:, t])
         return z

@@ -214,9 +214,22 @@ def training(density: AutoregressiveDensity) -> None:
     assert all(p.grad is not None for p in density.parameters()), "loss has no gradient for some parameter"
 
 
+def not_a_number(density: AutoregressiveDensity) -> None:
+    x, u = every_image(density.dim, 512), torch.rand(300, density.dim)
+    for name, _ in density.named_parameters():
+        broken = copy.deepcopy(density).float()
+        broken.get_parameter(name).data.fill_(math.nan)
+        nats = broken.log_prob(x)
+        nats.mean().backward()
+        assert bool(nats.isnan().any()), f"{name} is NaN, and log_prob hides it"
+        assert any(bool(p.grad.isnan().any()) for p in broken.parameters() if p.grad is not None), "gradients hide NaN"
+        assert bool(broken.draw(u).isnan().any()), f"{name} is NaN, and draw hides it"
+        assert bool(broken.draw_sequentially(u).isnan().any()), f"{name} is NaN, and walk hides it"
+
+
 INVARIANTS = (
     final, normalization, causality, walk, drawing, batches, precision, gradients, saving, completions, reordering,
-    training,
+    training, not_a_number,
 )  # fmt: skip
 
 

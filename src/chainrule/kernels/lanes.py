@@ -96,12 +96,13 @@ def splat(typing: Any, x: Any) -> Any:
 
 @primitive
 def clamp(typing: Any, x: Any, limit: Any) -> Any:
-    """Each lane, but no further from 0 than the limit."""
+    """Each lane, but no further from 0 than the limit; NaN stays NaN."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        # No comparison with NaN holds, so each chooses the limit where it holds, and the lane where it does not.
         high, low = _splat(builder, args[1]), _splat(builder, builder.fneg(args[1]))
-        x = builder.select(builder.fcmp_ordered("<", args[0], high), args[0], high)
-        return builder.select(builder.fcmp_ordered(">", x, low), x, low)
+        x = builder.select(builder.fcmp_ordered("<", high, args[0]), high, args[0])
+        return builder.select(builder.fcmp_ordered(">", low, x), low, x)
 
     return lanes(lanes, types.float32), code
 

@@ -360,9 +360,16 @@ def draw(u: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor) -> Tensor:
 
 
 @compiled
-def comes_on(u: Any, logit: Any) -> Any:
-    """u < σ(logit); a u outside [0, 1) decides alone, whatever the logit."""
-    return u < logistic(min(max(logit, -FLAT), FLAT))
+def sigmoid_of_one(a: Any) -> Any:
+    """σ of a number, whatever it is; of NaN it is NaN."""
+    a = FLAT if a > FLAT else a
+    return logistic(-FLAT if a < -FLAT else a)
+
+
+@compiled
+def drawn(u: Any, p: Any) -> Any:
+    """u < p as 1 or 0, or NaN where p is; a u outside [0, 1) decides alone, whatever the number p is."""
+    return ONE if u < p else ZERO * p
 
 
 @team
@@ -410,8 +417,7 @@ def _draw_group(u: Any, W: Any, c: Any, V: Any, b: Any, first: int, last: int, s
 def _bits_until_on(logits: Any, u: Any, i: int, start: int, stop: int, bits: Any) -> Any:
     """Draws the bits of image i up to the first that is on; returns the step after it and whether there is one."""
     for t in range(start, stop):
-        if comes_on(u[i, t], logits[0, t]):
-            bits[i, t] = ONE
+        bits[i, t] = drawn(u[i, t], sigmoid_of_one(logits[0, t]))
+        if bits[i, t] == ONE:
             return t + 1, True
-        bits[i, t] = ZERO
     return stop, False

@@ -14,7 +14,7 @@ from numba import prange
 from torch import Tensor
 
 from chainrule.kernels.lanes import take
-from chainrule.kernels.nade_numba import FLAT, ONE, ZERO, comes_on, group_size, logistic
+from chainrule.kernels.nade_numba import ONE, drawn, group_size, sigmoid_of_one
 from chainrule.kernels.threads import compiled, team, threads
 
 
@@ -95,14 +95,12 @@ def _walk_image(u: Any, a: Any, within: Any, c: Any, alpha: Any, b: Any, bits: A
     _, steps, d = a.shape
     for r in range(steps):
         t = start + r
-        if comes_on(u[i, t], _logit(a, i, r, c, alpha, b, t)):
-            bits[i, t] = ONE
+        bits[i, t] = drawn(u[i, t], sigmoid_of_one(_logit(a, i, r, c, alpha, b, t)))
+        if bits[i, t] == ONE:
             for later in range(r + 1, steps):
                 row = later * (later - 1) // 2 + r
                 for k in range(d):
                     a[i, later, k] += within[row, k]
-        else:
-            bits[i, t] = ZERO
 
 
 @compiled
@@ -112,5 +110,5 @@ def _logit(a: Any, i: int, r: int, c: Any, alpha: Any, b: Any, t: int) -> Any:
         return b[t] + a[i, r, 0]
     logit = b[t]
     for k in range(c.shape[1]):
-        logit += alpha[t, k] * logistic(min(max(c[t, k] + a[i, r, k], -FLAT), FLAT))
+        logit += alpha[t, k] * sigmoid_of_one(c[t, k] + a[i, r, k])
     return logit
