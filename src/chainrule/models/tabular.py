@@ -71,7 +71,7 @@ class Tabular(AutoregressiveDensity):
         prefix = torch.zeros(batch, dtype=torch.int64, device=self.theta.device)
         for t in range(self.dim):
             z_t = yield self.theta[prefix + (1 << t) - 1]
-            prefix = 2 * prefix + z_t.long()
+            prefix = 2 * prefix + (z_t == 1)
 
     def log_prior(self) -> Tensor:
         return self.smoothing * (F.logsigmoid(self.theta) + F.logsigmoid(-self.theta)).sum()
