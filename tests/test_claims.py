@@ -119,99 +119,90 @@ def scored(n: int, *models: Measured, distinct: int = 10) -> study.TestSet:
     return study.TestSet("static", n, "ab" * 32, split, split, models)
 
 
-def verdict(claim: str, *sets: study.TestSet) -> str:
-    found = study.judge(sets, **CLAIMS[claim])
-    assert bool(found["figures"]) == (found["verdict"] != "not measured")
-    return str(found["verdict"])
+FVSBN, SMALL, LARGE = model("fvsbn", 16), model("nade", 16, 3), model("nade", 16, 50)
+GOOD, BAD = model("nade", 16, 50, mean=9.0), model("nade", 16, 3, mean=11.0)
+MLP = {mean: model("mlp", 16, 4, mean=mean) for mean in (9.0, 11.0)}
+NOISE = np.tile([0.1, -0.1], len(HARD) // 2)  # standard error 0.1 / √399 = 0.005
 
 
-def test_nothing_measured_is_no_verdict() -> None:
-    for claim in CLAIMS:
-        assert verdict(claim) == verdict(claim, scored(16)) == "not measured"
+def near(shift: float) -> Measured:
+    """A NADE that is better or worse than FVSBN by a few standard errors."""
+    return dataclasses.replace(model("nade", 16, 5), nll=FVSBN.nll + shift + NOISE)
 
 
-def test_a_truth_table_is_exponential() -> None:
-    claim = "a truth table needs exponentially many parameters"
-    assert verdict(claim, scored(16, model("tabular", 16))) == "holds"
-    assert verdict(claim, scored(16, model("tabular", 16, parameters=300))) == "does not hold"
-    judged = study.judge([scored(16, model("tabular", 16)), scored(784)], **CLAIMS[claim])
-    assert judged["figures"] == ["65,535 for n = 16; n = 784 takes 2^784 − 1 ≈ 10^236"]
+def timed(n: int, sample: float, passes: float) -> study.TestSet:
+    return scored(n, model("nade", n, 3, seconds={"score": 1.0, "sample": sample, "pass": passes}))
 
 
-def test_a_truth_table_represents_the_training_images() -> None:
-    claim = "a truth table can represent any distribution"
-    assert verdict(claim, scored(16, model("tabular", 16, kl_train=0.022))) == "holds"
-    assert verdict(claim, scored(16, model("tabular", 16, kl_train=0.024))) == "does not hold"
-    assert verdict(claim, scored(16, model("tabular", 16, kl_train=0.024), distinct=50)) == "holds"
-
-
-@pytest.mark.parametrize(
-    ("name", "d", "claim"),
-    [
-        ("fvsbn", None, "FVSBN has O(n²) parameters"),
-        ("mlp", 4, "MLP, a network per pixel, has O(n²d) parameters"),
-        ("nade", 40, "NADE has O(nd) parameters"),
+VERDICTS: dict[str, list[tuple[list[study.TestSet], str]]] = {
+    "a truth table can represent any distribution": [
+        ([scored(16, model("tabular", 16, kl_train=0.022))], "holds"),
+        ([scored(16, model("tabular", 16, kl_train=0.024))], "does not hold"),
+        ([scored(16, model("tabular", 16, kl_train=0.024), distinct=50)], "holds"),
     ],
-)
-def test_growth(name: str, d: int | None, claim: str) -> None:
-    small, large = model(name, 16, d), model(name, 784, d)
-    assert verdict(claim, scored(16, small), scored(784, large)) == "holds"
-    assert verdict(claim, scored(784, large)) == "not measured"
-    more = dataclasses.replace(large, parameters=2 * large.parameters)
-    assert verdict(claim, scored(16, small), scored(784, more)) == "does not hold"
+    "a truth table needs exponentially many parameters": [
+        ([scored(16, model("tabular", 16))], "holds"),
+        ([scored(16, model("tabular", 16, parameters=300))], "does not hold"),
+    ],
+    **{
+        claim: [
+            ([scored(16, model(name, 16, d)), scored(784, model(name, 784, d))], "holds"),
+            ([scored(784, model(name, 784, d))], "not measured"),
+            ([scored(16, model(name, 16, d)), scored(784, model(name, 784, d, parameters=10**8))], "does not hold"),
+        ]
+        for name, d, claim in (
+            ("fvsbn", None, "FVSBN has O(n²) parameters"),
+            ("mlp", 4, "MLP, a network per pixel, has O(n²d) parameters"),
+            ("nade", 40, "NADE has O(nd) parameters"),
+        )
+    },
+    "MLP is more expressive than FVSBN": [  # on training and on test images, at every n
+        ([scored(16, FVSBN, MLP[9])], "holds"),
+        ([scored(16, FVSBN, MLP[11])], "does not hold"),
+        ([scored(16, FVSBN, dataclasses.replace(MLP[11], train=5.0))], "depends"),
+        ([scored(16, FVSBN, MLP[9]), scored(49, model("fvsbn", 49), model("mlp", 49, 4, mean=11.0))], "depends"),
+    ],
+    "NADE is still better than FVSBN": [
+        ([scored(16, FVSBN, near(-0.02))], "holds"),
+        ([scored(16, FVSBN, near(-0.005))], "does not hold"),  # a difference within its error is none
+        ([scored(16, FVSBN, near(+0.02))], "does not hold"),
+        ([scored(16, FVSBN, BAD, GOOD)], "holds"),  # the best on validation is compared
+        ([scored(16, FVSBN, dataclasses.replace(BAD, valid=8.0), GOOD)], "does not hold"),
+    ],
+    "NADE has fewer parameters than FVSBN": [
+        ([scored(16, SMALL, FVSBN)], "holds"),
+        ([scored(16, LARGE, FVSBN)], "does not hold"),
+        ([scored(16, SMALL, FVSBN), scored(16, LARGE, FVSBN)], "depends"),
+    ],
+    "NADE has fewer parameters than MLP": [
+        ([scored(16, LARGE, model("mlp", 16, 16))], "holds"),
+        ([scored(16, LARGE, model("mlp", 16, 1))], "does not hold"),
+    ],
+    "NADE is better than FVSBN even with fewer parameters": [
+        ([scored(16, FVSBN, GOOD)], "not measured"),
+        ([scored(16, FVSBN, GOOD, model("nade", 16, 3, mean=9.0))], "holds"),
+        ([scored(16, FVSBN, GOOD, BAD)], "does not hold"),
+    ],
+    "sampling is sequential, and so slow": [  # at the largest n
+        ([timed(4, 99, 99), timed(16, 1, 9)], "does not hold"),
+        ([timed(4, 99, 99), timed(16, 1, 11)], "depends"),
+        ([timed(4, 1, 1), timed(16, 11, 11)], "holds"),
+    ],
+}
 
 
-def test_more_expressive_is_better_on_training_and_on_test_images() -> None:
-    claim = "MLP is more expressive than FVSBN"
-    fvsbn = model("fvsbn", 16)
-    assert verdict(claim, scored(16, fvsbn, model("mlp", 16, 4, mean=9.0))) == "holds"
-    assert verdict(claim, scored(16, fvsbn, model("mlp", 16, 4, mean=11.0))) == "does not hold"
-    assert verdict(claim, scored(16, fvsbn, model("mlp", 16, 4, mean=11.0, train=5.0))) == "depends"
-    worse = scored(49, model("fvsbn", 49), model("mlp", 49, 4, mean=11))
-    assert verdict(claim, scored(16, fvsbn, model("mlp", 16, 4, mean=9.0)), worse) == "depends"
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_a_verdict_turns_when_the_figures_do(claim: str) -> None:
+    for sets, expected in [*VERDICTS[claim], ([], "not measured"), ([scored(16)], "not measured")]:
+        found = study.judge(sets, **CLAIMS[claim])
+        assert found["verdict"] == expected
+        assert bool(found["figures"]) == (expected != "not measured")
 
 
-def test_a_difference_within_its_error_is_none() -> None:
-    claim = "NADE is still better than FVSBN"
-    fvsbn, noise = model("fvsbn", 16), np.tile([0.1, -0.1], len(HARD) // 2)  # standard error 0.1 / √399 = 0.005
-    for shift, expected in ((-0.02, "holds"), (-0.005, "does not hold"), (0.02, "does not hold")):
-        nade = dataclasses.replace(model("nade", 16, 5), nll=fvsbn.nll + shift + noise)
-        assert verdict(claim, scored(16, fvsbn, nade)) == expected
-
-
-def test_the_best_on_validation_is_compared() -> None:
-    claim = "NADE is still better than FVSBN"
-    bad, good = model("nade", 16, 3, mean=11.0), model("nade", 16, 50, mean=9.0)
-    assert verdict(claim, scored(16, model("fvsbn", 16), bad, good)) == "holds"
-    bad = dataclasses.replace(bad, valid=8.0)
-    assert verdict(claim, scored(16, model("fvsbn", 16), bad, good)) == "does not hold"
-
-
-def test_fewer_parameters() -> None:
-    small, large, fvsbn, mlp = model("nade", 16, 3), model("nade", 16, 50), model("fvsbn", 16), model("mlp", 16, 16)
-    than_fvsbn, than_mlp = "NADE has fewer parameters than FVSBN", "NADE has fewer parameters than MLP"
-    assert verdict(than_fvsbn, scored(16, small, fvsbn)) == "holds"
-    assert verdict(than_fvsbn, scored(16, large, fvsbn)) == "does not hold"
-    assert verdict(than_fvsbn, scored(16, small, fvsbn), scored(16, large, fvsbn)) == "depends"
-    assert verdict(than_mlp, scored(16, large, mlp)) == "holds"
-    assert verdict(than_mlp, scored(16, large, model("mlp", 16, 1))) == "does not hold"
-
-
-def test_better_with_fewer_parameters() -> None:
-    claim = "NADE is better than FVSBN even with fewer parameters"
-    fvsbn, large = model("fvsbn", 16), model("nade", 16, 50, mean=5.0)
-    assert verdict(claim, scored(16, fvsbn, large)) == "not measured"
-    assert verdict(claim, scored(16, fvsbn, large, model("nade", 16, 3, mean=9.0))) == "holds"
-    assert verdict(claim, scored(16, fvsbn, large, model("nade", 16, 3, mean=11.0))) == "does not hold"
-
-
-def test_slow_sampling() -> None:
-    claim = "sampling is sequential, and so slow"
-    slow = scored(4, model("nade", 4, 3, seconds={"score": 1.0, "sample": 99.0, "pass": 99.0}))
-    for sample, passes, expected in ((1.0, 9.0, "does not hold"), (1.0, 11.0, "depends"), (11.0, 11.0, "holds")):
-        nade = model("nade", 16, 3, seconds={"score": 1.0, "sample": sample, "pass": passes})
-        assert verdict(claim, scored(16, nade)) == expected
-        assert verdict(claim, slow, scored(16, nade)) == expected
+def test_what_no_table_can_hold_is_said() -> None:
+    claim = CLAIMS["a truth table needs exponentially many parameters"]
+    judged = study.judge([scored(16, model("tabular", 16)), scored(784)], **claim)
+    assert judged["figures"] == ["65,535 for n = 16; n = 784 takes 2^784 − 1 ≈ 10^236"]
 
 
 @pytest.mark.parametrize("changes", [{"rule": "nicer"}, {"than": "fvsbn"}])
