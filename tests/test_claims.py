@@ -30,7 +30,6 @@ from chainrule.bench.claims import Measured
 from chainrule.data import Toy
 from chainrule.evaluation.empirical import Empirical
 from chainrule.models.tabular import Tabular
-from chainrule.training.train import model_name
 
 CLAIMS: dict[str, dict[str, Any]] = {
     claim["claim"]: claim for claim in OmegaConf.to_container(OmegaConf.load(ROOT / "conf/claims.yaml").claims)
@@ -269,7 +268,7 @@ def test_the_command_measures_finished_runs(measured: Path) -> None:
     assert [
         (p["n"], sorted((f["model"], f["d"]) for f in p["models"] if f["model"] != "fvsbn")) for p in content["sets"]
     ] == [(4, [("mlp", 16)]), (9, [("mlp", 16), ("nade", 2), ("nade", 8), ("tabular", None)])]
-    records = [json.loads(file.read_text()) for file in measured.glob("runs/*/*/result.json")]
+    records = [json.loads(file.read_text()) for file in measured.glob("runs/**/result.json")]
     by_model = {(r["model"], r["data"]["n"], r["config"]["model"].get("hidden")): r for r in records}
     for where in content["sets"]:
         for found in where["models"]:
@@ -315,7 +314,7 @@ def test_mistakes(measured: Path, words: list[str], message: str) -> None:
 
 @pytest.mark.slow
 def test_other_images_than_those_of_the_runs_are_refused(measured: Path, tmp_path: Path) -> None:
-    run = next(file.parent for file in measured.glob("runs/*/*/result.json"))
+    run = next(file.parent for file in measured.glob("runs/**/result.json"))
     copy = shutil.copytree(run, tmp_path / "run")
     record = json.loads((copy / "result.json").read_text())
     record["data"]["sha256"]["train"] = "0" * 64
@@ -379,4 +378,4 @@ def sizes(words: list[str]) -> Iterator[tuple[str, int, int | None]]:
                 swept.get("model.hidden", [cfg.model.get("hidden")]),
             )
             for side, d in itertools.product(sides, hidden):
-                yield model_name(cfg), int(side) ** 2, None if d is None else int(d)
+                yield cfg.model._target_.split(".")[-2], int(side) ** 2, None if d is None else int(d)
