@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import numpy as np
 
 from chainrule.data.cache import Bits
-from chainrule.data.images import Images, Splits
+from chainrule.data.datamodule import Images, Splits
+from chainrule.validate import number
 
 TRAIN = 1000  # about as many training images
 EVALUATION = 4  # times each pattern in validation and test
@@ -22,44 +22,24 @@ class Toy(Images):
 
     Args:
         side: height and width in pixels, 2 to 8.
-        data_dir: not used, like ``cache_dir``: nothing is downloaded.
-        cache_dir: not used.
-        batch_size: training images in a batch.
-        eval_batch_size: the same for validation and test.
-        seed: of the order of the training images.
+        **arguments: see :class:`~chainrule.data.Images`.
 
     Reference: D. MacKay, Information Theory, Inference, and Learning Algorithms (2003), section 43.
     """
 
     name = "toy"
-    sides: ClassVar[tuple[int, ...]] = tuple(range(2, 9))
 
-    def __init__(
-        self,
-        *,
-        side: int = 3,
-        data_dir: str = "",
-        cache_dir: str = "",
-        batch_size: int = 100,
-        eval_batch_size: int = 1000,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            data_dir=data_dir,
-            cache_dir=cache_dir,
-            side=side,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            seed=seed,
-        )
+    def __init__(self, *, side: int = 3, **arguments: str | int) -> None:
+        super().__init__(**arguments)  # type: ignore[arg-type]
+        self.shape = (number("data.side", side, int, 2, 8), side)
 
     @property
     def entropy(self) -> float:
         """ln(2^(side+1) − 2), in nats."""
-        return math.log(2 ** (self.side + 1) - 2)
+        return math.log(2 ** (self.shape[0] + 1) - 2)
 
     def splits(self) -> Splits:
-        each = patterns(self.side)
+        each = patterns(self.shape[0])
         evaluation = np.tile(each, (EVALUATION, 1))
         return Splits(np.tile(each, (max(1, round(TRAIN / len(each))), 1)), evaluation, evaluation.copy())
 

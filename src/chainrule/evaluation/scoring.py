@@ -113,7 +113,7 @@ def scored(density: BinaryDensity, data: Images, scores: dict[str, np.ndarray]) 
     """What the record of any density says of its scores: of each split, the NLL of every image."""
     return {
         "parameters": {"count": density.parameter_count, "effective": density.effective_parameter_count},
-        "data": {"name": data.name, "side": data.side, "n": density.dim, "sha256": data.sha256},
+        "data": data.about,
         "nll": {split: statistics(nll) for split, nll in scores.items()},
         "bits_per_pixel": float(scores["test"].mean()) / math.log(2) / density.dim,
     }

@@ -55,6 +55,7 @@ class Data(_Part):
     n: int
     shape: tuple[int, int] | None = None  # height, width; early records have the side only
     file: str | None = None  # of data=arrays: its name
+    file_sha256: str | None = None
     sha256: dict[str, str]  # of each split's bits
 
     @field_validator("sha256")
