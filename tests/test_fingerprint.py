@@ -53,7 +53,7 @@ TOY = ("data=toy", "model=nade")
 @pytest.mark.parametrize(
     "file",
     ["reporting/tables.py", "cli.py", "models/tabular.py", "models/__init__.py", "runs/load.py", "files.py",
-     "training/sweep.py", "evaluation/images.py", "data/binarized.py"],
+     "training/sweep.py", "evaluation/images.py", "data/mnist.py", "data/arrays.py"],
 )  # fmt: skip
 def test_an_edit_elsewhere_keeps_finished_runs_finished(file: str, tree: Path) -> None:
     assert not changes(tree / "chainrule" / file, tree, *TOY)
@@ -62,7 +62,7 @@ def test_an_edit_elsewhere_keeps_finished_runs_finished(file: str, tree: Path) -
 @pytest.mark.parametrize(
     "file",
     ["models/nade.py", "nn/roughness.py", "density.py", "kernels/nade_numba.py", "kernels/sampling_numba.py",
-     "data/toy.py", "data/images.py", "training/module.py", "training/schedules.py", "training/checkpoints.py"],
+     "data/toy.py", "data/datamodule.py", "training/module.py", "training/schedules.py", "training/checkpoints.py"],
 )  # fmt: skip
 def test_an_edit_of_what_computes_makes_new_runs(file: str, tree: Path) -> None:
     assert changes(tree / "chainrule" / file, tree, *TOY)
