@@ -10,10 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chainrule.density import AutoregressiveDensity
+from chainrule.models.deep_nade import DeepNADE
 from chainrule.models.fvsbn import FVSBN
+from chainrule.models.made import MADE
 from chainrule.models.nade import NADE
 from chainrule.models.transformer import Transformer
 from chainrule.nn.attention import Block, Cache
+from chainrule.nn.triangular import TriangularLinear
 from chainrule.orders import permutation
 
 
@@ -211,3 +214,56 @@ class TableReadBackwards(Transformer):
 
     def backwards(self, z: Tensor) -> Tensor:
         return z.unflatten(1, (-1, self.patch**2)).flip(2).flatten(1)
+
+
+class MaskOffByOne(MADE):
+    """The last mask is one step ahead: each output sees the units that have seen its own pixel."""
+
+    @property
+    def layers(self) -> list[TriangularLinear]:
+        *layers, last = self._modules["layers"]
+        inputs = torch.arange(len(last.weight))
+        ahead = TriangularLinear(inputs, torch.tensor([*last.seen[1:], len(inputs)]) - 1, block=last.block)
+        ahead.to(last.weight).weight, ahead.bias = last.weight, last.bias
+        return [*layers, ahead]
+
+
+class StaleUnits(MADE):
+    """The walk, and the sampler on top of it, do not tell the hidden units of the pixel of step 6."""
+
+    def walk(self, batch: int) -> Generator[Tensor, Tensor, None]:
+        steps = super().walk(batch)
+        logits = next(steps)
+        for t in range(self.dim):
+            z_t = yield logits
+            logits = steps.send(z_t if t != 6 else 0 * z_t) if t + 1 < self.dim else logits
+
+
+class LogitsAveragedOverOrders(MADE):
+    """Logits of the same weights in two orders, averaged: the likelihood of neither."""
+
+    def conditionals(self, z: Tensor) -> Tensor:
+        other = copy.copy(self)
+        other.__class__ = MADE
+        logits = other.reordered(self.order.flip(0)).forward(self._to_pixels(z))
+        return (super().conditionals(z) + logits[:, self.order]) / 2
+
+
+class OrderNotUsed(DeepNADE):
+    """A likelihood in raster order, whatever order is asked for."""
+
+    def conditionals(self, z: Tensor) -> Tensor:
+        other = copy.copy(self)
+        other.__class__ = DeepNADE
+        return other.reordered("raster").forward(self._to_pixels(z))[:, self.order]
+
+
+class PixelsOffAreUnseen(DeepNADE):
+    """The walk, and the sampler on top of it, tell the network of an observed pixel only where it is on."""
+
+    @torch.no_grad()
+    def walk(self, batch: int) -> Generator[Tensor, Tensor, None]:
+        a = self.b.repeat(batch, 1)
+        for pixel in self.order.tolist():
+            z_t = yield self._deep(a) @ self.V[pixel] + self.c[pixel]
+            a += torch.outer(z_t, self.W[pixel] + self.U[pixel])

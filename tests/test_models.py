@@ -10,13 +10,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import broken
 import numpy as np
 import pytest
 import torch
 from hydra.errors import InstantiationException
 from reference import REFERENCES, causal
 from scipy.stats import chisquare
-from zoo import MODELS, ROOT, an_order, build, configuration, every_image, model_class
+from zoo import MODELS, ROOT, an_order, base_of, build, configuration, every_image, model_class, told
 
 from chainrule import cli, testing
 from chainrule.density import AutoregressiveDensity
@@ -26,6 +27,11 @@ from chainrule.orders import GRID_ORDERS
 from chainrule.orders import ORDERS as ALL_ORDERS
 
 ORDERS = [*GRID_ORDERS, "spiral", "random-5", [4, 0, 8, 2, 6, 1, 3, 5, 7]]
+
+MISTAKES = [
+    kind for kind in vars(broken).values()
+    if isinstance(kind, type) and kind.__module__ == "broken" and issubclass(kind, AutoregressiveDensity)
+]  # fmt: skip
 
 every_model = pytest.mark.parametrize("name", MODELS)
 REGULARIZED = [name for name in MODELS if "input_dropout" in configuration(name)]
@@ -76,6 +82,16 @@ def test_an_order_that_makes_no_sense_is_refused(name: str) -> None:
 def test_every_model_file_has_a_configuration_and_the_other_way_round() -> None:
     files = {path.stem for path in (ROOT / "src/chainrule/models").glob("*.py")} - {"__init__"}
     assert files == set(MODELS) >= set(REFERENCES)
+
+
+@pytest.mark.parametrize("kind", MISTAKES, ids=lambda kind: kind.__name__)
+def test_a_planted_mistake_breaks_an_invariant(kind: type[AutoregressiveDensity]) -> None:
+    name = base_of(kind)
+    model = build(name, (4, 4), order=an_order(name), **told(name))
+    model.__class__ = kind
+    with pytest.raises(AssertionError):
+        for invariant in testing.INVARIANTS:
+            invariant(model)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,16 @@ def an_order(name: str, wanted: str = "random-3") -> str:
     return wanted if orders == ORDERS else orders[-1]
 
 
+def base_of(kind: type[AutoregressiveDensity]) -> str:
+    """The model that a class is derived from: ``fvsbn``, ``nade``, …"""
+    return next(c.__module__ for c in kind.__mro__ if c.__module__.startswith("chainrule.models.")).rpartition(".")[2]
+
+
+def told(name: str) -> dict[str, object]:
+    """Arguments that switch on what a Transformer may have, for mistakes that are made there."""
+    return {"patch": 2, "told": True} if name == "transformer" else {}
+
+
 def build(name: str, shape: tuple[int, int] | None = None, seed: int = 0, **arguments: object) -> AutoregressiveDensity:
     """The model in float64 and evaluation mode, made small, with every parameter perturbed."""
     cfg, small = configuration(name), dict(model_class(name).small)
