@@ -27,9 +27,10 @@ from chainrule.reporting.growth import claimed, exponent, growth_figure
 
 SMALL = [
     "rounds=3", "seconds=0", "batch=4", "images=6", "zoo.mlp.hidden=2", "zoo.nade.hidden=3", "zoo.made.hidden=[8,9]",
+    "zoo.deep_nade.hidden=[7,6]",
     "zoo.pixelcnn.channels=4", "zoo.pixelcnn.blocks=1",
     "zoo.transformer.width=16", "zoo.transformer.layers=1",
-    "pixels={tabular:6,fvsbn:16,mlp:16,nade:16,made:16,pixelcnn:16,transformer:16}",
+    "pixels={tabular:6,fvsbn:16,mlp:16,nade:16,made:16,deep_nade:16,pixelcnn:16,transformer:16}",
     "growth_n={tabular:[4,6],fvsbn:[4,9],mlp:[4,9],nade:[4,9,16],made:[4,9],pixelcnn:[4,16],transformer:[4,16]}",
     "growth_d={mlp:[1,2],nade:[2,4],pixelcnn:[2,3],transformer:[16,32]}",
 ]  # fmt: skip
@@ -69,7 +70,8 @@ def test_a_small_run(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture
     assert {"hardware", "versions", "git", "date", "seconds", "overrides", "config"} <= set(record)
     assert [(m["model"], m["n"], m["d"], m["parameters"]) for m in record["models"]] == [
         ("tabular", 6, None, 63), ("fvsbn", 16, None, 136), ("mlp", 16, 2, 2 * 120 + 16 * 5),
-        ("nade", 16, 3, 2 * 48 + 3 + 16), ("made", 16, [8, 9], ANY), ("pixelcnn", 16, 4, ANY),
+        ("nade", 16, 3, 2 * 48 + 3 + 16), ("made", 16, [8, 9], ANY), ("deep_nade", 16, [7, 6], ANY),
+        ("pixelcnn", 16, 4, ANY),
         ("transformer", 16, 16, ANY),
     ]  # fmt: skip
     for m in record["models"]:
@@ -96,7 +98,7 @@ def test_another_model_is_one_override(bench: Bench) -> None:
         (["rounds=0"], "rounds must be a whole number of at least 1, got 0"),
         (["batch=2.5"], "batch must be a whole number"),
         (["seconds=-1"], "seconds must be a number of at least 0"),
-        (["models=[nad]"], "'nad' is not one of tabular, fvsbn, mlp, nade, made, pixelcnn, transformer"),
+        (["models=[nad]"], "'nad' is not one of tabular, fvsbn, mlp, nade, made, deep_nade, pixelcnn, transformer"),
         (["pixels.nade=7.5"], "pixels.nade must be a whole number"),
         (["growth_n.nade=49"], "growth_n.nade must be a list of sizes, got 49"),
         (["growth_d.nade=[8,x]"], "growth_d.nade must be a whole number"),

@@ -8,6 +8,7 @@ each equal to its model. Everything is in chain order: z (B, n) bits → (B, n) 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chainrule.kernels import nade_torch
+from chainrule.models.deep_nade import DeepNADE
 from chainrule.models.fvsbn import FVSBN
 from chainrule.models.made import MADE
 from chainrule.models.mlp import MLP
@@ -134,7 +136,29 @@ def nade_chunked(model: NADE) -> Rival:
     return Rival(parameters, lambda z: nade_torch.conditionals(z, W, c, V, b), passes=model.dim)
 
 
-# ---- MADE and PixelCNN ------------------------------------------------------------------------------
+# ---- orderless NADE, MADE and PixelCNN ----------------------------------------------------------------
+
+
+def deep_nade_whole(model: DeepNADE) -> Rival:
+    """The likelihood of one order as a Python step per pixel, each a pass through the whole network.
+
+    As a training step it is the gradient of that likelihood: what one random step of each image saves.
+    """
+    pixels = model.order
+    W, U, b, V, c = parameters = _own(model.W[pixels], model.U[pixels], model.b, model.V[pixels], model.c[pixels])
+    inner = [_own(layer.weight, layer.bias) for layer in model.layers]
+
+    def conditionals(z: Tensor) -> Tensor:
+        seen, logits = torch.zeros_like(z), []
+        for t in range(z.shape[1]):
+            h = F.relu((z * seen) @ W + seen @ U + b)
+            for weight, bias in inner:
+                h = F.relu(F.linear(h, weight, bias))
+            logits.append(h @ V[t] + c[t])
+            seen = seen.index_fill(1, torch.tensor(t, device=z.device), 1)
+        return torch.stack(logits, 1)
+
+    return Rival([*parameters, *itertools.chain(*inner)], conditionals, passes=1)
 
 
 def made_masked(model: MADE) -> Rival:
@@ -215,6 +239,7 @@ RIVALS: dict[str, dict[str, Callable[[Any], Rival]]] = {
         "torch, cumsum": nade_cumsum,
     },
     "made": {"dense, masked": made_masked},
+    "deep_nade": {"the whole network at each step": deep_nade_whole},
     "pixelcnn": {"masked convolutions": pixelcnn_masked},
     "transformer": {"whole attention, no cache": transformer_whole},
 }
