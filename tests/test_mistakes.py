@@ -191,7 +191,7 @@ CASES = {
     "images truncated": training("test.amat is truncated: .* bytes instead of", *STATIC,
                                  arrange=images(lambda c: c[:-10])),
     "images empty": training("test.amat is truncated: 0 bytes instead of", *STATIC, arrange=images(lambda _: b"")),
-    "images too long": training("test.amat has .* bytes; at most .* are read", *STATIC, arrange=images(lambda c: c + c)),
+    "images too long": training("test.amat has .* bytes; at most", *STATIC, arrange=images(lambda c: c + c)),
     "images altered": training("test.amat is corrupt: SHA-256", *STATIC, arrange=images(lambda c: c[::-1])),
     "images compressed by another program": training(
         "test.amat is truncated", *STATIC, arrange=images(gzip.compress)),
