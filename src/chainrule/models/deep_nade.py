@@ -105,14 +105,16 @@ class DeepNADE(AutoregressiveDensity):
         elements = ON_A_GPU if z.is_cuda else CHUNK_ELEMENTS
         room = elements // max(1, len(z))  # for each image, T · width and T²
         steps = max(1, min(self.dim, room // width, math.isqrt(room)))
-        a, logits = self.b.expand(len(z), -1), []
-        for chunk, pixels in zip(z.split(steps, 1), self.order.split(steps), strict=True):
+        a, logits = self.b.expand(len(z), -1), torch.empty_like(z)  # made first: small parts would fragment the heap
+        for start in range(0, self.dim, steps):
+            now = slice(start, start + steps)
+            chunk, pixels = z[:, now], self.order[now]
             if torch.is_grad_enabled():  # the backward pass computes a chunk again, which takes less than keeping it
-                logits.append(checkpoint(self._chunk, a, chunk, pixels, use_reentrant=False))
+                logits[:, now] = checkpoint(self._chunk, a, chunk, pixels, use_reentrant=False)
             else:
-                logits.append(self._chunk(a, chunk, pixels))
+                logits[:, now] = self._chunk(a, chunk, pixels)
             a = a + chunk @ self.W[pixels] + self.U[pixels].sum(0)
-        return torch.cat(logits, 1)
+        return logits
 
     @torch.no_grad()
     def walk(self, batch: int) -> Generator[Tensor, Tensor, None]:

@@ -111,27 +111,28 @@ class MADE(AutoregressiveDensity):
     def walk(self, batch: int) -> Generator[Tensor, Tensor, None]:
         weights, biases, direct = self._in_order()
         known, n = self.known, self.dim
-        h = [weights[0].new_zeros(batch, k[-1]) for k in known]  # of each layer, as far as it is known; h[0]: the bits
+        # Of each layer (0: the bits), as far as it is known, (units, batch): what a step touches lies together.
+        h = [weights[0].new_zeros(k[-1], batch) for k in known]
         for start in range(0, n, STEPS):
             stop = min(start + STEPS, n)
             # What is known before the block gives to its units, those of degrees start + 1 to stop, and to its steps.
-            past = [x[:, : k[start]] for x, k in zip(h, known, strict=True)]
+            past = [x[: k[start]] for x, k in zip(h, known, strict=True)]
             columns = [slice(k[start], k[stop]) for k in known[1:]] + [slice(start, stop)]
             given = zip(biases, past, weights, columns, strict=True)
-            *units, logits = [torch.addmm(b[c], x, W[: x.shape[1], c]) for b, x, W, c in given]
+            *units, logits = [torch.addmm(b[c, None], W[: len(x), c].T, x) for b, x, W, c in given]
             if direct is not None:
-                logits += past[0] @ direct[:start, start:stop]
+                logits += direct[:start, start:stop].T @ past[0]
             for t in range(start, stop):
-                h[0][:, t] = yield logits[:, t - start]
+                h[0][t] = yield logits[t - start]
                 # Pixel t makes the units of degree t + 1 known, layer by layer.
                 for below, (a, W) in enumerate(zip(units, weights, strict=False)):
                     fresh, k = slice(known[below][t], known[below][t + 1]), known[below + 1]
-                    a[:, k[t] - k[start] :].addmm_(h[below][:, fresh], W[fresh, k[t] : k[stop]])
-                    h[below + 1][:, k[t] : k[t + 1]] = F.relu(a[:, k[t] - k[start] : k[t + 1] - k[start]])
+                    a[k[t] - k[start] :].addmm_(W[fresh, k[t] : k[stop]].T, h[below][fresh])
+                    h[below + 1][k[t] : k[t + 1]] = F.relu(a[k[t] - k[start] : k[t + 1] - k[start]])
                 fresh = slice(known[-1][t], known[-1][t + 1])
-                logits[:, t + 1 - start :].addmm_(h[-1][:, fresh], weights[-1][fresh, t + 1 : stop])
+                logits[t + 1 - start :].addmm_(weights[-1][fresh, t + 1 : stop].T, h[-1][fresh])
                 if direct is not None:
-                    logits[:, t + 1 - start :] += torch.outer(h[0][:, t], direct[t, t + 1 : stop])
+                    logits[t + 1 - start :].addmm_(direct[t : t + 1, t + 1 : stop].T, h[0][t : t + 1])
 
     def draw(self, u: Tensor) -> Tensor:
         return self.draw_sequentially(u)
