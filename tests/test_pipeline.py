@@ -19,7 +19,7 @@ from chainrule.data import Toy
 from chainrule.evaluation.images import save_completions, save_grid
 from chainrule.evaluation.scoring import nll_per_image, statistics
 from chainrule.runs.record import write_json
-from chainrule.training import callbacks, schedules
+from chainrule.training import loggers, schedules
 from chainrule.training.module import DensityModule
 
 
@@ -96,7 +96,7 @@ def test_a_json_file_is_whole_or_absent(tmp_path: Path) -> None:
 
 
 def test_metrics_are_written_after_every_epoch(tmp_path: Path) -> None:
-    logger = callbacks.csv_logger(run_dir=tmp_path, name="x", config={})
+    logger = loggers.csv_logger(run_dir=tmp_path, model="x", config={})
     logger.log_metrics({"val/nll": 1.5}, step=0)
     logger.save()
     with (tmp_path / "metrics.csv").open() as file:

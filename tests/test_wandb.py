@@ -1,17 +1,19 @@
-"""What W&B gets, read back from the files of runs that had no network."""
+"""What W&B gets, read back by its own reader from the files of offline runs; and the other loggers."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import lightning as L
@@ -19,29 +21,31 @@ import numpy as np
 import pytest
 import torch
 import wandb
+import yaml
 from commands import finish
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from wandb_file import Log, items, parts, read
-from wandb_server import Server
 from zoo import ROOT, build
 
+from chainrule import CONF
 from chainrule.data import Toy
 from chainrule.evaluation import images as pictures
 from chainrule.reporting import workspace
-from chainrule.runs import settings
-from chainrule.training import checkpoints, login, schedules
+from chainrule.training import checkpoints, loggers, schedules
 from chainrule.training import sweep as sweeps
 from chainrule.training.module import DensityModule
-from chainrule.training.shown import SHOWN, Dashboard
-from chainrule.training.tracker import Tracker
+from chainrule.training.wandb import SHOWN, Tracker, WandbCallback
 
 RECIPE = ["data=toy", "data.side=4", "trainer.enable_progress_bar=false", "samples=8"]
 NADE = [*RECIPE, "model=nade", "model.hidden=4", "callbacks=[ema]", "callbacks.ema.decay=0.9", "trainer.max_epochs=5",
         "logger.wandb.pictures=2"]  # fmt: skip
+FVSBN = [*RECIPE, "model=fvsbn", "trainer.max_epochs=1"]
 EPOCHS, STEPS = 5, 10
 PICTURES = {f"pictures/{name}" for name in ("samples", "completions", "nats_per_pixel", "conditionals")}
+KEY = "x" * 40
 
 
 # ---- commands, and what they leave behind -------------------------------------------------------------
@@ -54,12 +58,42 @@ def alone(home: Path, **environment: str) -> None:
     os.environ.update({"HOME": str(home)} | environment)
 
 
-def train(words: list[str], folder: Path, run: str = "run", **environment: str) -> str:
+def train(words: list[str], folder: Path, run: str = "run", code: int = 0, **environment: str) -> str:
     """Trains in ``folder/run``; returns what was said."""
-    command = ["train", *words, f"hydra.run.dir={run}"]
-    code, said = finish(command, folder, partial(alone, folder, **environment))
-    assert code == 0, said
+    command = ["train", *words, *([f"hydra.run.dir={run}"] if run else [])]
+    ended, said = finish(command, folder, partial(alone, folder, **environment))
+    assert ended == code, said
     return said
+
+
+def parts(run: Path) -> list[Path]:
+    """The offline runs that a run directory holds, oldest first."""
+    return sorted(run.glob("wandb/offline-run-*"))
+
+
+@dataclass
+class Log:
+    """The contents of an offline run."""
+
+    run: dict[str, Any]
+    config: dict[str, Any]
+    history: list[dict[str, Any]]
+    summary: dict[str, Any]
+    artifacts: list[dict[str, Any]]
+
+
+def inspect(part: Path, *options: str) -> str:
+    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", *options, str(part)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def read(part: Path) -> Log:
+    records = [json.loads(line) for line in inspect(part).splitlines()]
+    whole = json.loads(inspect(part, "--summary"))
+    of = {kind: [r[kind] for r in records if r["type"] == kind] for kind in ("run", "history", "artifact")}
+    return Log(
+        of["run"][0], whole["config"], [row["item"] for row in of["history"]], whole["summary"], of["artifact"],
+    )  # fmt: skip
 
 
 def pixels(part: Path, picture: str) -> np.ndarray:
@@ -70,7 +104,8 @@ def pixels(part: Path, picture: str) -> np.ndarray:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Holds ``run``, a finished training with everything on."""
     folder = tmp_path_factory.mktemp("wandb")
-    (folder / "said.txt").write_text(train(NADE, folder))
+    more = ["logger.wandb.watch=true", "logger.wandb.log_model=true", "logger.wandb.log_nll=true", "tags=[mine]"]
+    (folder / "said.txt").write_text(train([*NADE, *more], folder))
     return folder
 
 
@@ -91,13 +126,6 @@ def record(folder: Path) -> dict[str, Any]:
     return content
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.stop()
-
-
 # ---- a run --------------------------------------------------------------------------------------------
 
 
@@ -110,15 +138,24 @@ def test_one_line_says_how_to_upload_later(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_is_named_and_tagged_and_has_its_configuration(folder: Path, logged: Log, record: dict[str, Any]) -> None:
-    assert (logged.run.display_name, logged.run.project, logged.run.job_type) == ("nade-s0", "chainrule", "train")
-    assert list(logged.run.tags) == ["nade", "toy"]
-    assert logged.run.run_group == ""  # neither an experiment nor a sweep
-    assert logged.run.run_id == (folder / "run/wandb_id").read_text()
-    config = items(logged.run.config.update)
+    settings = "nade-data=toy-side=4-hidden=4-callbacks=[ema]-decay=0.9-max_epochs=5"
+    assert (logged.run["display_name"], logged.run["project"], logged.run["job_type"]) == (
+        f"{settings}-s0", "chainrule", "train",
+    )  # fmt: skip
+    assert logged.run["tags"] == ["nade", "toy", "mine"]
+    assert not logged.run.get("run_group")  # neither an experiment nor a sweep
+    assert logged.run["run_id"] == (folder / "run/wandb_id").read_text()
+    config = dict(logged.config)
     assert config["model"].pop("name") == "nade"
     assert config["data"].pop("name") == "toy"
-    del config["_wandb"]
+    assert config.pop("settings") == settings
+    assert config.pop("sha256") == {
+        "data": record["data"]["sha256"], "code": record["code_sha256"], "checkpoint": record["checkpoint_sha256"],
+    }  # fmt: skip
+    assert (config.pop("commit"), config.pop("dirty")) == (record["git"]["commit"], record["git"]["dirty"])
+    config.pop("_wandb", None)
     assert config == record["config"]  # under unchanged keys, and without paths of this machine
+    assert not {"paths", "hydra"} & config.keys()
     assert config["optimizer"]["lr"] == 3e-3
 
 
@@ -134,6 +171,9 @@ def test_an_epoch_is_a_row_at_the_number_of_optimizer_steps(logged: Log) -> None
     assert result["_step"] == STEPS * EPOCHS
     drawn = [row["epoch"] for row in epochs if "pictures/samples.path" in row]
     assert drawn == [0, 2]  # every second epoch; in the last one the result brings its own
+    for name in ("W", "V", "b", "c"):
+        for kind in ("weights", "gradients"):
+            assert all(row[f"{kind}/density.{name}._type"] == "histogram" for row in epochs)
 
 
 @pytest.mark.slow
@@ -147,17 +187,8 @@ def test_the_summary_is_the_result(logged: Log, record: dict[str, Any]) -> None:
     assert {key: logged.summary[key] for key in ("seconds", "epochs", "best_epoch", "bits_per_pixel", "kernel")} == {
         key: record[key] for key in ("seconds", "epochs", "best_epoch", "bits_per_pixel", "kernel")
     }
-
-
-@pytest.mark.slow
-def test_the_official_reader_agrees(part: Path, record: dict[str, Any]) -> None:
-    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--summary", "--json", str(part)]
-    shown = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert (shown["name"], shown["state"], shown["exit_code"], shown["step"]) == ("nade-s0", "finished", 0, 50)
-    assert shown["summary"]["test/nll"] == pytest.approx(record["nll"]["test"]["mean"])
-    assert shown["summary"]["val/nll"]["min"] == pytest.approx(record["nll"]["valid"]["mean"])
-    assert shown["config"]["optimizer"]["lr"] == 3e-3
-    assert shown["summary"].keys() >= PICTURES
+    assert logged.summary.keys() >= PICTURES
+    assert logged.history[-1]["val/best_nll"] == record["nll"]["valid"]["mean"]
 
 
 @pytest.mark.slow
@@ -176,17 +207,20 @@ def test_no_picture_is_black(folder: Path, part: Path, logged: Log) -> None:
 
 
 @pytest.mark.slow
-def test_the_table_has_the_worst_and_the_best_test_images(folder: Path, part: Path, logged: Log) -> None:
-    (artifact,) = [artifact for artifact in logged.artifacts if artifact.type == "run_table"]
-    files = {entry.path: Path(entry.local_path) for entry in artifact.manifest.contents}
-    table = json.loads(files["test/extremes.table.json"].read_text())
-    assert table["columns"] == ["kind", "test image", "nats", "x", "p(pixel on)", "nats by pixel"]
+def test_tables_and_artifacts(folder: Path, part: Path, logged: Log, record: dict[str, Any]) -> None:
+    (extremes,), (samples,) = (
+        [json.loads(file.read_text()) for file in part.glob(f"files/media/table/{name}*.json")]
+        for name in ("test/extremes", "samples")
+    )
+    assert extremes["columns"] == ["kind", "test image", "nats", "x", "p(pixel on)", "nats by pixel"]
     nll = np.load(folder / "run/nll_test.npz")["nll"]
-    assert [row[0] for row in table["data"]] == ["worst"] * 8 + ["best"] * 8
-    assert [row[2] for row in table["data"]] == [nll[row[1]] for row in table["data"]]
-    assert [row[2] for row in table["data"]] == sorted(nll)[:-9:-1] + sorted(nll)[:8]
-    shown = [np.asarray(Image.open(files[image["path"]])) for row in table["data"] for image in row[3:]]
-    assert all(picture.shape[:2] == (112, 112) and picture.max() > picture.min() for picture in shown)
+    assert [row[0] for row in extremes["data"]] == ["worst"] * 8 + ["best"] * 8
+    assert [row[2] for row in extremes["data"]] == [nll[row[1]] for row in extremes["data"]]
+    assert [row[2] for row in extremes["data"]] == sorted(nll)[:-9:-1] + sorted(nll)[:8]
+    assert samples["data"][0][:4] == ["run", "nade", 0, record["nll"]["test"]["mean"]]
+    files = {a["type"]: [entry["path"] for entry in a["manifest"]["contents"]] for a in logged.artifacts}
+    assert files["model"] == ["best.ckpt", "config.yaml"]
+    assert files["nll"] == ["nll_test.npz"]
 
 
 @pytest.mark.slow
@@ -203,28 +237,40 @@ def test_training_is_the_same_with_and_without(folder: Path, record: dict[str, A
 
 
 @pytest.mark.slow
-def test_an_experiment_is_a_group_and_a_model_an_artifact_when_asked(tmp_path: Path, logged: Log) -> None:
-    words = ["experiment=tabular", "data=toy", "data.side=3", "logger.wandb.log_model=true", "logger.wandb.tags=[a,b]"]
+def test_an_experiment_is_a_group_and_nothing_is_sent_unasked(tmp_path: Path) -> None:
+    words = ["experiment=tabular", "data=toy", "data.side=3", "logger.wandb.tags=[a,b]", "logger.wandb.notes=why"]
     train([*words, "trainer.enable_progress_bar=false"], tmp_path)
-    (part,) = parts(tmp_path / "run")
-    found = read(part)
-    assert found.run.run_group == "tabular"
-    assert list(found.run.tags) == ["tabular", "toy", "a", "b"]
-    (model,) = [artifact for artifact in found.artifacts if artifact.type == "model"]
-    assert [entry.path for entry in model.manifest.contents] == ["best.ckpt", "config.yaml"]
-    assert not [artifact for artifact in logged.artifacts if artifact.type == "model"]
+    found = read(parts(tmp_path / "run")[0])
+    assert (found.run["run_group"], found.run["notes"]) == ("tabular", "why")
+    assert found.run["tags"] == ["tabular", "toy", "a", "b"]
+    assert {artifact["type"] for artifact in found.artifacts} <= {"run_table"}
     assert {key.partition(".")[0] for key in found.history[-1]} >= PICTURES  # also of a run without an epoch
+    assert not [key for row in found.history for key in row if key.startswith(("weights", "gradients"))]
 
 
 @pytest.mark.slow
-def test_a_sweep_is_a_group(tmp_path: Path) -> None:
-    words = ["train", "-m", *RECIPE, "model=fvsbn", "trainer.max_epochs=1", "seed=0,1", "hydra.sweep.dir=my-sweep"]
+def test_a_sweep_is_a_group_whose_runs_are_named_by_what_varies(tmp_path: Path) -> None:
+    words = ["train", "-m", "data=toy", "model=nade", "trainer.max_epochs=1", "samples=1", "seed=0", "model.hidden=2,3",
+             "trainer.enable_progress_bar=false", "hydra.sweep.dir=my-sweep"]  # fmt: skip
     code, said = finish(words, tmp_path, partial(alone, tmp_path))
     assert code == 0, said
-    found = [read(part) for run in sorted((tmp_path / "my-sweep").glob("fvsbn-*")) for part in parts(run)]
-    assert [log.run.run_group for log in found] == ["my-sweep"] * 2
-    assert [log.run.display_name for log in found] == ["fvsbn-s0", "fvsbn-s1"]
-    assert len({log.run.run_id for log in found}) == 2
+    found = [read(part) for run in sorted((tmp_path / "my-sweep").glob("nade-*")) for part in parts(run)]
+    assert [log.run["run_group"] for log in found] == ["my-sweep"] * 2
+    names = sorted(log.run["display_name"] for log in found)
+    assert names == [f"nade-data=toy-max_epochs=1-hidden={hidden}-s0" for hidden in (2, 3)]
+    assert len({log.run["run_id"] for log in found}) == 2
+
+
+@pytest.mark.slow
+def test_what_the_environment_says_is_honoured(tmp_path: Path) -> None:
+    environment = {"NAME": "mine", "TAGS": "a,b", "NOTES": "why", "JOB_TYPE": "try", "ENTITY": "us", "RUN_GROUP": "g",
+                   "PROJECT": "p", "RUN_ID": "abc"}  # fmt: skip
+    train([*FVSBN, "logger.wandb.job_type=other"], tmp_path, **{f"WANDB_{key}": v for key, v in environment.items()})
+    run = read(parts(tmp_path / "run")[0]).run
+    assert run["tags"] == ["fvsbn", "toy", "a", "b"]
+    assert [run[key] for key in ("display_name", "notes", "job_type", "entity", "run_group", "project", "run_id")] == [
+        "mine", "why", "other", "us", "g", "p", "abc",
+    ]  # fmt: skip
 
 
 # ---- runs that are resumed ----------------------------------------------------------------------------
@@ -244,45 +290,26 @@ def killed_in_the_third_epoch(home: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_resumed_run_is_one_run_after_syncing(tmp_path: Path, logged: Log, server: Server) -> None:
+def test_a_resumed_run_is_one_run_whose_parts_follow_each_other(tmp_path: Path, logged: Log) -> None:
     code, _ = finish(["train", *NADE, "hydra.run.dir=run"], tmp_path, partial(killed_in_the_third_epoch, tmp_path))
     assert code == -signal.SIGKILL
     train(NADE, tmp_path)
     first, second = map(read, parts(tmp_path / "run"))
-    assert first.run.run_id == second.run.run_id
-    steps = [row["_step"] for row in first.history + second.history]
-    assert steps == [row["_step"] for row in logged.history]  # as of the run that nobody killed
-    for row, same in zip(first.history + second.history, logged.history, strict=True):
-        assert row.get("val/nll") == same.get("val/nll")
-        assert row.get("pictures/samples.sha256") == same.get("pictures/samples.sha256")
-    environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "x" * 40, "HOME": str(tmp_path)}
-    command = [str(Path(sys.executable).with_name("wandb")), "sync", *map(str, parts(tmp_path / "run"))]
-    subprocess.run(command, env=os.environ | environment, cwd=tmp_path, capture_output=True, check=True)
-    assert list(server.runs) == [first.run.run_id]
-    assert [line["_step"] for line in server.history(first.run.run_id)] == steps
+    assert first.run["run_id"] == second.run["run_id"]
+    for row, same in zip(first.history + second.history, logged.history, strict=True):  # as if nobody had killed it
+        for key in ("_step", "val/nll", "pictures/samples.sha256"):
+            assert row.get(key) == same.get(key)
 
 
-# ---- with and without a server ------------------------------------------------------------------------
+# ---- with and without a login -------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_user_who_is_logged_in_sees_the_run_at_once(tmp_path: Path, server: Server) -> None:
-    words = [*RECIPE, "model=fvsbn", "trainer.max_epochs=2", "logger.wandb.pictures=null"]
-    said = train(words, tmp_path, WANDB_BASE_URL=server.url, WANDB_API_KEY="x" * 40)
-    (run,) = server.runs
-    assert f"W&B: {server.url}/me/chainrule/runs/{run}" in said
-    assert (server.runs[run]["displayName"], server.runs[run]["tags"]) == ("fvsbn-s0", ["fvsbn", "toy"])
-    assert [line["_step"] for line in server.history(run)] == [9, 19, 20]
-    assert not parts(tmp_path / "run")
-
-
-@pytest.mark.slow
-def test_a_server_that_fails_costs_nothing_but_a_line(tmp_path: Path) -> None:
-    server = Server(broken=True)
-    words = [*RECIPE, "model=fvsbn", "trainer.max_epochs=1"]
-    said = train(words, tmp_path, WANDB_BASE_URL=server.url, WANDB_API_KEY="x" * 40)
-    server.stop()
-    assert "out of order" in said
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "https://no-such-host.invalid"])
+def test_a_server_out_of_reach_costs_two_seconds_and_a_line(tmp_path: Path, address: str) -> None:
+    said = train(FVSBN, tmp_path, WANDB_BASE_URL=address, WANDB_API_KEY=KEY)
+    (warning,) = [line for line in said.splitlines() if "WARNING" in line]
+    assert "W&B: " in warning
     assert "wandb sync" in said
     (part,) = parts(tmp_path / "run")
     assert "test/nll" in read(part).summary
@@ -291,8 +318,7 @@ def test_a_server_that_fails_costs_nothing_but_a_line(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_w_and_b_cannot_take_does_not_cost_the_result(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    words = [*RECIPE, "model=fvsbn", "trainer.max_epochs=1"]
-    said = train(words, tmp_path, WANDB_DATA_DIR=str(tmp_path / "file"))  # where a table's images are put first
+    said = train(FVSBN, tmp_path, WANDB_DATA_DIR=str(tmp_path / "file"))  # where a table's images are put first
     assert "WARNING" in said
     (part,) = parts(tmp_path / "run")
     assert "test/nll" in read(part).summary
@@ -300,56 +326,73 @@ def test_what_w_and_b_cannot_take_does_not_cost_the_result(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_w_and_b_can_be_switched_off_from_outside(tmp_path: Path) -> None:
-    train([*RECIPE, "model=fvsbn", "trainer.max_epochs=1"], tmp_path, WANDB_MODE="disabled")
+@pytest.mark.parametrize(
+    ("words", "environment"), [([], {"WANDB_MODE": "disabled"}), (["logger.wandb.mode=disabled"], {})]
+)
+def test_w_and_b_can_be_switched_off(tmp_path: Path, words: list[str], environment: dict[str, str]) -> None:
+    said = train([*FVSBN, *words], tmp_path, **environment)
+    assert "W&B" not in said
     assert not list((tmp_path / "run").glob("wandb*"))
 
 
-def test_no_network_costs_no_more_than_our_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not login.reachable("https://no-such-host.invalid")
-    assert not login.reachable("http://127.0.0.1:1")
-    forever = threading.Event()
-
-    def connect(*_: object) -> None:
-        forever.wait(60)
-        raise OSError
-
-    monkeypatch.setattr("socket.create_connection", connect)
-    assert not login.reachable("https://a-host-that-does-not-answer.invalid")
-    forever.set()
-
-
-def test_a_stuck_lookup_does_not_hold_the_end_of_the_program_up() -> None:
-    stuck = "import socket, time; socket.create_connection = lambda *_: time.sleep(60)"
-    ask = "from chainrule.training import login; assert not login.reachable('http://stuck.invalid')"
-    subprocess.run([sys.executable, "-c", f"{stuck}; {ask}"], check=True, timeout=30)
-
-
-def test_behind_a_proxy_it_is_the_proxy_that_has_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    nobody, host = "http://127.0.0.1:1", "http://no-such-host.invalid"
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        somebody = f"127.0.0.1:{server.getsockname()[1]}"
-        assert login.reachable(host, f"http://{somebody}")
-        assert login.reachable(host, somebody)
-        monkeypatch.setenv("http_proxy", f"http://{somebody}")
-        assert login.reachable(host)
-        assert not login.reachable(host, nobody)  # W&B's own setting comes first
-        monkeypatch.setenv("no_proxy", "no-such-host.invalid")
-        assert not login.reachable(host)
-
-
-def test_without_a_key_the_network_is_not_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """A user who is not logged in."""
+    wandb.teardown()  # first: it has variables of its own
     for name in [name for name in os.environ if name.startswith("WANDB")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    asked: list[str] = []
-    monkeypatch.setattr(login, "reachable", lambda url, proxy: bool(asked.append(url)) or True)
-    assert not login.logged_in()
-    assert not asked
-    (tmp_path / "none").write_text(f"machine api.forge.coreweave.com login user password {'x' * 40}\n")
-    assert login.logged_in()
-    assert asked == ["https://api.forge.coreweave.com"]
+    return monkeypatch
+
+
+def begun(folder: Path, monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401
+    """What W&B would be asked for."""
+    monkeypatch.setattr(Tracker, "_begin", lambda tracker: None)
+    tracker = Tracker(run_dir=folder, model="m", data="d", seed=1, config={"model": {}, "data": {}}, **arguments)
+    return tracker._wandb_init
+
+
+def test_a_user_with_a_key_is_online_unless_a_first_part_waits(nobody: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert begun(tmp_path, nobody)["mode"] == "offline"
+    first = (tmp_path / "wandb_id").read_text()
+    (tmp_path / "none").write_text(f"machine api.forge.coreweave.com login user password {KEY}\n")
+    wandb.teardown()
+    asked = begun(tmp_path, nobody)
+    assert (asked["mode"], asked["id"], asked["name"]) == ("online", first, "m-s1")
+    assert (asked["settings"].console, asked["settings"].init_timeout) == ("wrap", 2)
+    assert len(first) == 8
+    assert begun(tmp_path, nobody, mode="offline")["mode"] == "offline"
+    part = tmp_path / "wandb/offline-run-20260101_000000-abcd1234"
+    part.mkdir(parents=True)
+    assert begun(tmp_path, nobody)["mode"] == "offline"
+    (part / "run-abcd1234.wandb.synced").touch()
+    assert begun(tmp_path, nobody)["mode"] == "online"
     wandb.teardown()  # and forgets the key
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments", "message"),
+    [
+        ({"WANDB_API_KEY": "short"}, {}, "WANDB_API_KEY invalid: API key must have 40"),
+        ({"WANDB_MODE": "maybe"}, {}, "WANDB_….*mode Input should be 'online'"),
+        ({}, {"project": "a/b"}, "Invalid project name 'a/b': cannot contain"),
+        ({}, {"notes": 5}, "run_notes Input should be a valid string"),
+        ({}, {"tags": 5}, "logger.wandb"),
+        ({}, {"mode": "maybe"}, "logger.wandb.mode must be None or online or offline or disabled, got 'maybe'"),
+        ({}, {"init_timeout": "long"}, "init_timeout Input should be a valid number"),
+        ({}, {"colour": "red"}, r"logger\.wandb\.colour: wandb.init knows .*entity"),
+        ({}, {"dir": "here"}, r"logger\.wandb\.dir: wandb.init knows"),
+    ],
+)
+def test_what_w_and_b_does_not_know_is_one_message(
+    nobody: pytest.MonkeyPatch, tmp_path: Path, environment: dict[str, str], arguments: dict[str, Any], message: str
+) -> None:
+    for key, value in environment.items():
+        nobody.setenv(key, value)
+    with pytest.raises(ValueError, match=message) as caught:
+        Tracker(run_dir=tmp_path, model="m", data="d", seed=1, config={"model": {}, "data": {}}, **arguments)
+    assert "\n" not in str(caught.value)
+    wandb.teardown()
 
 
 # ---- the callback, and pictures -----------------------------------------------------------------------
@@ -358,8 +401,9 @@ def test_without_a_key_the_network_is_not_asked(monkeypatch: pytest.MonkeyPatch,
 class Remembering(Tracker):
     """Keeps what it is given; there is no W&B behind it."""
 
-    def __init__(self) -> None:
-        super().__init__(pictures=1, log_model=False, mode="disabled")
+    def __init__(self, folder: Path) -> None:
+        config: dict[str, Any] = {"model": {}, "data": {}}
+        super().__init__(run_dir=folder, model="m", data="d", seed=0, config=config, pictures=1, mode="disabled")
         self.rows: list[tuple[int | None, dict[str, Any]]] = []
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -385,8 +429,8 @@ class Averages(L.Callback):
 
 
 def test_samples_in_training_come_from_the_averaged_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chainrule.training.shown._image", lambda picture, caption: picture)
-    tracker, average = Remembering(), EMAWeightAveraging(decay=0.99, use_buffers=False)
+    monkeypatch.setattr("chainrule.training.wandb._image", lambda picture, caption: picture)
+    tracker, average = Remembering(tmp_path), EMAWeightAveraging(decay=0.99, use_buffers=False)
     after = Averages(average)
     module = DensityModule(
         build("fvsbn").float().train(),
@@ -395,7 +439,7 @@ def test_samples_in_training_come_from_the_averaged_weights(tmp_path: Path, monk
         train_size=1000,
     )
     trainer = L.Trainer(
-        max_epochs=3, logger=tracker, callbacks=[Dashboard(), average, after], default_root_dir=tmp_path, devices=1,
+        max_epochs=3, logger=tracker, callbacks=[WandbCallback(), average, after], default_root_dir=tmp_path, devices=1,
         accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         num_sanity_val_steps=0, use_distributed_sampler=False,
     )  # fmt: skip
@@ -429,11 +473,38 @@ def test_pictures_are_bytes_that_use_their_range() -> None:
         assert picture.min() < 30
 
 
+# ---- other loggers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
+def test_a_logger_that_is_not_installed_names_its_extra(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(loggers, {"tensorboard": "TensorBoardLogger", "mlflow": "MLFlowLogger"}[name], missing)
+    maker = instantiate(OmegaConf.load(CONF / f"logger/{name}.yaml")[name])
+    with pytest.raises(ValueError, match=rf"logger={name} needs .* pip install 'chainrule\[{name}\]'"):
+        maker(run_dir=tmp_path, model="m", data="d", seed=0, config={})
+    assert name in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+def test_a_sweep_of_w_and_b_gives_words_that_train_knows() -> None:
+    sweep = yaml.safe_load((CONF / "wandb_sweep.yaml").read_text())
+    assert sweep["command"][1:3] == ["${program}", "train"]
+    words = [word for word in sweep["command"][3:] if "$" not in word]
+    some = [f"{key}={about.get('min', about.get('values', [0])[0])}" for key, about in sweep["parameters"].items()]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        compose("train", overrides=[*words, *some], return_hydra_config=True)
+    assert sweep["metric"]["name"] == "val/best_nll"
+
+
 # ---- the workspace ------------------------------------------------------------------------------------
 
 
 def config(**changes: object) -> DictConfig:
-    cfg = OmegaConf.load(ROOT / "conf/dashboard.yaml")
+    cfg = OmegaConf.load(CONF / "dashboard.yaml")
     return cast(DictConfig, OmegaConf.merge(cfg, {"project": "chainrule", "entity": None, **changes}))
 
 
@@ -458,7 +529,7 @@ def test_without_a_login_the_workspace_is_a_file(tmp_path: Path, monkeypatch: py
         for panel in section["panels"]
     ]
     expected = {"Run History Line Plot", "Bar Chart", "Scatter Plot", "Media Browser", "Run Comparer", "Weave"}
-    assert set(kinds) == expected
+    assert set(kinds) == expected | {"Parallel Coordinates Plot"}
 
 
 @pytest.mark.slow
@@ -468,63 +539,30 @@ def test_the_workspace_shows_what_runs_send(logged: Log) -> None:
     sent = {key.partition(".")[0] for row in logged.history for key in row} | logged.summary.keys()
     assert wanted | {"lr", "epoch", "parameters", "seconds"} <= sent
     assert wanted >= {"train/nll", "val/nll", "test/nll", "train/grad_norm", "train/images_per_second"} | PICTURES
-    model = items(logged.run.config.update)["model"]
-    assert "model.value.name" in named(sections)
-    assert model["name"] == "nade"  # W&B puts config keys as model.value.name
+    # W&B puts config keys as model.value.name
+    assert {"model.value.name", "settings.value"} <= named(sections)
+    assert {"model", "settings"} <= logged.config.keys()
+    assert {"samples", "test/extremes"} <= wanted | sent
 
 
-@pytest.mark.slow
-def test_with_a_login_the_workspace_is_published(tmp_path: Path, server: Server) -> None:
-    environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "x" * 40}
-    code, said = finish(["dashboard", "project=mine"], tmp_path, partial(alone, tmp_path, **environment))
-    assert code == 0, said
-    (view,) = server.views
-    assert (view["entityName"], view["projectName"]) == ("me", "mine")
-    assert json.loads(view["spec"]) == workspace.content(workspace.build(config()))["spec"]
-    assert f"workspace: {server.url}/me/mine?nw=" in said
-    assert not (tmp_path / "dashboard.json").exists()
+def test_with_a_login_the_workspace_is_published_or_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[dict[str, Any]] = []
 
+    def save(of: object) -> object:
+        saved.append(workspace.content(cast(Any, of)))
+        if len(saved) > 1:
+            raise wandb.errors.CommError("out of order")
+        return SimpleNamespace(url="https://there")
 
-@pytest.mark.slow
-def test_a_refused_workspace_is_one_line(tmp_path: Path) -> None:
-    server = Server(broken=True)
-    environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "x" * 40}
-    code, said = finish(["dashboard"], tmp_path, partial(alone, tmp_path, **environment))
-    server.stop()
-    assert code == 1
-    assert "chainrule dashboard: W&B does not take a workspace for the project chainrule" in said
-    assert "Traceback" not in said
+    monkeypatch.setattr(workspace, "logged_in", lambda: True)
+    monkeypatch.setattr(workspace.ws.Workspace, "save", save)
+    assert workspace.dashboard(config(entity="me", project="mine")) == "https://there"
+    assert (saved[0]["entity"], saved[0]["project"]) == ("me", "mine")
+    with pytest.raises(ValueError, match="W&B does not take a workspace for the project mine: out of order"):
+        workspace.dashboard(config(entity="me", project="mine"))
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweeps, "find_spec", lambda name: None if name == "wandb_workspaces" else object())
     with pytest.raises(ValueError, match=r"pip install 'chainrule\[dashboard\]'"):
         sweeps.require("dashboard")
-
-
-def test_the_id_stays_with_the_run_directory(tmp_path: Path) -> None:
-    from chainrule.training import tracker
-
-    first = tracker._id(tmp_path)
-    assert len(first) == 8
-    assert tracker._id(tmp_path) == first
-    assert (tmp_path / "wandb_id").read_text() == first
-
-
-def test_a_run_whose_first_part_waits_to_be_uploaded_stays_offline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from chainrule.training import tracker
-
-    monkeypatch.setattr(tracker, "logged_in", lambda: True)
-    assert tracker._mode(tmp_path) == "online"
-    part = tmp_path / "wandb/offline-run-20260101_000000-abcd1234"
-    part.mkdir(parents=True)
-    assert tracker._mode(tmp_path) == "offline"
-    (part / "run-abcd1234.wandb.synced").touch()
-    assert tracker._mode(tmp_path) == "online"
-
-
-def test_private_paths_are_not_sent(logged: Log) -> None:
-    assert not {"paths", "hydra"} & items(logged.run.config.update).keys()
-    assert "data_dir" not in settings.public_config(OmegaConf.create({"data": {"data_dir": "/home"}}))["data"]

@@ -13,9 +13,10 @@ from wandb_workspaces import expr
 from wandb_workspaces.reports.v2 import interface as wr
 
 from chainrule.files import write_whole
-from chainrule.training.login import logged_in
+from chainrule.training.wandb import logged_in
 
 MODEL = wr.Config("model.name")
+SETTINGS = wr.Config("settings")  # of a run, without its seed
 COLUMNS = (
     "config:model.value.name", "config:data.value.name", "summary:test/nll", "summary:test/nll_stderr",
     "summary:parameters", "summary:seconds",
@@ -52,8 +53,12 @@ def build(cfg: DictConfig, entity: str | None = None) -> ws.Workspace:
         sections=[
             ws.Section(name="Learning", panels=_learning(), is_open=True),
             ws.Section(name="Result", panels=_result(), is_open=True),
+            ws.Section(name="Sweep", panels=_sweep(cfg.parameters), is_open=True),
             ws.Section(name="Pictures", panels=_pictures(), is_open=True),
-            ws.Section(name="Runs side by side", panels=_side_by_side()),
+            ws.Section(
+                name="Runs side by side",
+                panels=[wr.RunComparer(diff_only="split"), wr.WeavePanelSummaryTable(table_name="test/extremes")],
+            ),
         ],
         runset_settings=ws.RunsetSettings(
             pinned_columns=list(COLUMNS), order=[expr.Ordering(expr.Summary("test/nll"), ascending=True)]
@@ -73,8 +78,8 @@ def content(workspace: ws.Workspace) -> dict[str, Any]:
 
 def _learning() -> list[wr.PanelTypes]:
     return [
-        _lines("Validation NLL by model, nats", "val/nll", by_model=True),
-        _lines("Training NLL by model, nats", "train/nll", by_model=True),
+        _lines("Validation NLL by model, nats", "val/nll", by=MODEL),
+        _lines("Training NLL by model, nats", "train/nll", by=MODEL),
         _lines("Validation NLL of every run, nats", "val/nll"),
         _lines("Learning rate", "lr"),
         _lines("Norm of the gradient", "train/grad_norm", log_y=True),
@@ -82,22 +87,34 @@ def _learning() -> list[wr.PanelTypes]:
     ]
 
 
-def _lines(title: str, metric: str, *, by_model: bool = False, log_y: bool | None = None) -> wr.LinePlot:
-    """Against epochs; by model, the mean over runs and its standard error."""
-    grouped: dict[str, Any] = {"groupby": MODEL, "groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
-    return wr.LinePlot(title=title, x="epoch", y=[metric], log_y=log_y, **(grouped if by_model else {}))
+def _lines(title: str, metric: str, *, by: wr.Config | None = None, log_y: bool | None = None) -> wr.LinePlot:
+    """Against epochs; grouped, the mean over runs and its standard error."""
+    grouped: dict[str, Any] = {"groupby": by, "groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"} if by else {}
+    return wr.LinePlot(title=title, x="epoch", y=[metric], log_y=log_y, **grouped)
+
+
+def _bars(title: str, by: wr.Config) -> wr.BarPlot:
+    return wr.BarPlot(title=title, metrics=["test/nll"], groupby=by, groupby_aggfunc="mean", groupby_rangefunc="stderr")
 
 
 def _result() -> list[wr.PanelTypes]:
     nll, seconds, parameters = (wr.SummaryMetric(name) for name in ("test/nll", "seconds", "parameters"))
     return [
-        wr.BarPlot(
-            title="Test NLL by model, nats", metrics=["test/nll"], groupby=MODEL, groupby_aggfunc="mean",
-            groupby_rangefunc="stderr",
-        ),
+        _bars("Test NLL by model, nats", MODEL),
         wr.ScatterPlot(title="Test NLL against parameters", x=parameters, y=nll, log_x=True),
         wr.ScatterPlot(title="Test NLL against seconds of training", x=seconds, y=nll, log_x=True),
-    ]  # fmt: skip
+    ]
+
+
+def _sweep(parameters: list[str]) -> list[wr.PanelTypes]:
+    axes: list[Any] = [*map(wr.Config, parameters), wr.SummaryMetric("val/best_nll"), wr.SummaryMetric("test/nll")]
+    columns = [wr.ParallelCoordinatesPlotColumn(metric=axis) for axis in axes]
+    return [
+        wr.ParallelCoordinatesPlot(title="Settings and NLL", columns=columns),
+        _bars("Test NLL by settings, mean over seeds", SETTINGS),
+        _lines("Validation NLL by settings, mean over seeds", "val/nll", by=SETTINGS),
+        wr.WeavePanelSummaryTable(table_name="samples"),
+    ]
 
 
 def _pictures() -> list[wr.PanelTypes]:
@@ -105,12 +122,4 @@ def _pictures() -> list[wr.PanelTypes]:
         "samples": "Samples", "completions": "Completions", "nats_per_pixel": "Nats per pixel",
         "conditionals": "Conditional probabilities of one image",
     }  # fmt: skip
-    return [_browser(title, f"pictures/{key}") for key, title in titles.items()]
-
-
-def _browser(title: str, key: str) -> wr.MediaBrowser:
-    return wr.MediaBrowser(title=title, media_keys=[key], num_columns=2)
-
-
-def _side_by_side() -> list[wr.PanelTypes]:
-    return [wr.RunComparer(diff_only="split"), wr.WeavePanelSummaryTable(table_name="test/extremes")]
+    return [wr.MediaBrowser(title=t, media_keys=[f"pictures/{key}"], num_columns=2) for key, t in titles.items()]

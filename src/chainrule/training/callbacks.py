@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -97,10 +94,3 @@ class StopOnNonFinite(L.Callback):
                 f"learning rate of {self._rates.get(step, math.nan):.3g}. Lower optimizer.lr, or set "
                 "trainer.gradient_clip_val=1; the checkpoints that are there are from before"
             )
-
-
-def csv_logger(*, run_dir: Path, **about: object) -> CSVLogger:
-    """``metrics.csv`` in the run directory, written after every epoch; what the run is about stands elsewhere."""
-    # Lightning warns of a folder that is not empty; ours holds the configuration and the log already.
-    warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")
-    return CSVLogger(run_dir, name="", version="", flush_logs_every_n_steps=1)

@@ -20,7 +20,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
@@ -52,8 +52,7 @@ from chainrule.training.callbacks import EpochLines, ProgressBar, StopOnNonFinit
 from chainrule.training.checkpoints import PREVIOUS, Progress, Savers, SealedFiles, progress, restore_metrics, resumable
 from chainrule.training.ddp import Child, parent_of
 from chainrule.training.module import DensityModule
-from chainrule.training.shown import Dashboard, conclude
-from chainrule.training.tracker import Tracker
+from chainrule.training.wandb import Tracker, WandbCallback, conclude
 
 log = logging.getLogger(__name__)
 
@@ -220,8 +219,8 @@ def _trainer(cfg: DictConfig, run: RunDir, callbacks: Sequence[Callback]) -> L.T
             raise ValueError(f"{type(callback).__name__} monitors {monitor!r}: there are val/nll and train/nll")
     if cfg.trainer.enable_progress_bar:
         chosen.append(ProgressBar(refresh_rate=25) if sys.stdout.isatty() else EpochLines())
-    # The dashboard in front: callbacks behind one that averages see raw weights.
-    chosen = [Dashboard(), *chosen, StopOnNonFinite(), *callbacks, Child()]
+    # W&B's in front: callbacks behind one that averages see raw weights.
+    chosen = [WandbCallback(), *chosen, StopOnNonFinite(), *callbacks, Child()]
     if not issubclass(get_class(cfg.trainer._target_), L.Trainer):
         raise ValueError(f"trainer._target_={cfg.trainer._target_} is no lightning.Trainer")
     profiler = cfg.trainer.get("profiler")
@@ -293,13 +292,14 @@ def _record(cfg: DictConfig, run: RunDir, fitted: Fitted, overrides: Sequence[st
         config=public_config(cfg),
     )
     for logger in fitted.loggers:
-        if isinstance(logger, Tracker) and isinstance(best, AutoregressiveDensity):
+        if isinstance(logger, Tracker):
             conclude(
                 logger, run, record, steps=fitted.progress.steps, density=best, images=data.test, nll=scores["test"],
                 **by_pixel,
             )  # fmt: skip
         else:
-            logger.log_metrics({"test/nll": record.test.mean, "test/nll_stderr": record.test.stderr}, step=None)
+            step = None if isinstance(logger, CSVLogger) else fitted.progress.steps
+            logger.log_metrics({"test/nll": record.test.mean, "test/nll_stderr": record.test.stderr}, step)
         logger.save()
     record.write(run.path)
     (run.checkpoints / PREVIOUS).unlink(missing_ok=True)  # nobody resumes from there any more
@@ -317,5 +317,5 @@ def _accelerator(name: str) -> str:
 
 def _loggers(cfg: DictConfig, run: RunDir) -> list[Logger]:
     makers = [instantiate(maker, _convert_="all") for maker in cfg.logger.values()]
-    about = {"name": f"{model_name(cfg)}-s{cfg.seed}", "model": model_name(cfg), "data": data_name(cfg)}
-    return [make(run_dir=run.path, config=public_config(cfg), **about) for make in makers]
+    about = {"model": model_name(cfg), "data": data_name(cfg), "seed": cfg.seed, "config": public_config(cfg)}
+    return [make(run_dir=run.path, **about) for make in makers]
