@@ -28,11 +28,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 from torch import Tensor
 
+import chainrule
 from chainrule import data
 from chainrule.data import Arrays, Dynamic, Images, Seeded, Static, Threshold, Toy, download, mnist
 from chainrule.data.binarization import Gray, draw, pool
 from chainrule.data.datamodule import Batches
 from chainrule.data.download import File
+from chainrule.reporting.tables import sections
 
 ROOT = Path(__file__).resolve().parents[1]
 NOWHERE = "http://127.0.0.1:9/"  # the discard port: refused at once
@@ -489,6 +491,17 @@ def test_missing_validation_images_are_always_the_same_training_images(
     assert sorted(numbers[0] + numbers[1]) == list(range(60))
     assert numbers[1] == [2, 7, 17, 25, 27, 32, 37, 44, 47, 51]
     assert ready(Arrays(file=file, seed=9)).sha256 == images.sha256
+
+
+@pytest.mark.slow
+def test_a_run_on_your_own_images_has_their_name(tmp_path: Path) -> None:
+    words = ["data=arrays", f"data.file={stored(tmp_path, **some('bits', 5, 3))}", "model=fvsbn", "logger=none",
+             "trainer.max_epochs=1", "samples=1", "trainer.enable_progress_bar=false"]  # fmt: skip
+    record = chainrule.train(overrides=words, run_dir=tmp_path / "run")
+    (section,) = sections(chainrule.records(tmp_path))
+    assert section.name == "arrays (my.npz) 5×3"
+    assert record.data.file_sha256 == hashlib.sha256((tmp_path / "my.npz").read_bytes()).hexdigest()
+    assert chainrule.load_model(record.path).shape == (5, 3)
 
 
 BITS = np.eye(4, dtype=int)

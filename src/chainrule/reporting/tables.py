@@ -107,7 +107,7 @@ def _identity(r: Record) -> str:
 
 def test_set(r: Record) -> tuple[str, int, int, str]:
     """Name, height, width and SHA-256 of the test images."""
-    return r.data.name, *r.data.size, r.data.sha256["test"]
+    return r.data.title, *r.data.size, r.data.sha256["test"]
 
 
 def _unmixed(records: list[Record]) -> list[list[Record]]:
@@ -658,7 +658,7 @@ def summary(record: Record) -> Table:
         "seconds": f"{three_digits(record.seconds)}{epochs}{speed}",
         "kernel": record.kernel or "",
         "partial": "" if record.complete else "trained or scored on some batches only: no result",
-        "test set": f"{record.data.name} {height}×{width}, SHA-256 {record.data.sha256['test'][:12]}…",
+        "test set": f"{record.data.title} {height}×{width}, SHA-256 {record.data.sha256['test'][:12]}…",
     }
     table = Table(title=Text(printable(record.name)), title_justify="left", box=box.HORIZONTALS, show_header=False)
     for name, text in lines.items():

@@ -66,6 +66,11 @@ class Data(_Part):
         return sha256
 
     @property
+    def title(self) -> str:
+        """The name, with that of the file where the images are somebody's own."""
+        return f"{self.name} ({self.file})" if self.file else self.name
+
+    @property
     def size(self) -> tuple[int, int]:
         """(height, width)."""
         side = self.side or math.isqrt(self.n)
