@@ -63,6 +63,12 @@ def read_small(path: Path, limit: int = 64 << 20) -> bytes:
     return path.read_bytes()
 
 
+def file_sha256(file: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 def content_of(write: Callable[[BinaryIO], object]) -> bytes:
     """What a function writes to the file that it is given."""
     buffer = io.BytesIO()

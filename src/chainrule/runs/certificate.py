@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from chainrule import files
 from chainrule.runs import nll
 from chainrule.runs.record import FILE as RECORD
 from chainrule.runs.record import Record, read_json, validated, write_json
@@ -159,7 +160,6 @@ def file_sha256(file: Path) -> str | None:
     try:
         if not stat.S_ISREG(file.stat().st_mode):
             return None
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        return files.file_sha256(file)
     except FileNotFoundError:
         return None

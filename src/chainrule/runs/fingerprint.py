@@ -25,7 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from chainrule.files import write_whole
+from chainrule.files import file_sha256, write_whole
 from chainrule.runs.directory import RunDir, is_own, load_config
 from chainrule.runs.provenance import program
 from chainrule.runs.record import Record
@@ -58,19 +58,14 @@ def _identified(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration with the SHA-256 of files in the place of their names: images, and weights to begin from."""
     if start := config.pop("ckpt_path", None):
         best = RunDir(Path(str(start)).expanduser()).best
-        config["ckpt_path"] = _file_sha256(best) if best.is_file() else start
+        config["ckpt_path"] = file_sha256(best) if best.is_file() else start
     if members := config.get("members"):
         config["members"] = [member["sha256"] for member in members]
     data = config.get("data")
     if isinstance(data, dict):
         files = {key: Path(value).expanduser() for key, value in data.items() if isinstance(value, str)}
-        config["data"] = data | {key: _file_sha256(file) for key, file in files.items() if file.is_file()}
+        config["data"] = data | {key: file_sha256(file) for key, file in files.items() if file.is_file()}
     return config
-
-
-def _file_sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 # ---- the code -----------------------------------------------------------------------------------------
@@ -97,7 +92,7 @@ def code_sha256(built: tuple[str, ...]) -> str:
         with suppress(PackageNotFoundError):
             code.update(f"\n{package} {version(package)}".encode())
     for module, file in sorted(sources(built).items()):
-        code.update(f"\n{module} {_file_sha256(file)}".encode())
+        code.update(f"\n{module} {file_sha256(file)}".encode())
     return code.hexdigest()
 
 

@@ -15,7 +15,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from chainrule.density import AutoregressiveDensity, BinaryDensity
-from chainrule.files import is_intact, is_sealed
+from chainrule.files import file_sha256, is_intact, is_sealed
 from chainrule.mixture import Mixture, OrderEnsemble
 from chainrule.runs.directory import RunDir, load_config, open_run
 
@@ -99,8 +99,7 @@ def checkpoint_sha256(run: RunDir) -> str:
     """SHA-256 of what a run has selected: of ``best.ckpt``, or for a mixture of its members' hashes in a row."""
     if members := load_config(run).get("members"):
         return hashlib.sha256("".join(member.sha256 for member in members).encode()).hexdigest()
-    with run.best.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(run.best)
 
 
 def load_selected(run: RunDir, trust: str | None = None) -> BinaryDensity:
@@ -112,11 +111,12 @@ def load_selected(run: RunDir, trust: str | None = None) -> BinaryDensity:
     if not run.best.is_file():
         raise FileNotFoundError(f"{run.best} does not exist: the run stopped before its first validation")
     state, shape = read_checkpoint(run.best)
-    config = load_config(run).model
+    whole = load_config(run)
+    config = whole.model
     if str(config.get("_target_")).startswith("chainrule."):
         config = OmegaConf.masked_copy(config, [key for key in config if key not in RETIRED])
     model = instance(config, BinaryDensity, trust, shape=shape)  # type: ignore[type-abstract]
-    if orders := load_config(run).get("orders"):
+    if orders := whole.get("orders"):
         model = in_orders(model, orders)
     try:
         model.load_state_dict(state)
