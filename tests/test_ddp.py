@@ -14,7 +14,7 @@ import pytest
 import torch
 from commands import finish, start
 from faults import importable
-from wandb_file import parts, read
+from test_wandb import parts, read
 
 # 33 images a batch: the two shares differ by one, and the last batch of an epoch is short.
 TOY = [
