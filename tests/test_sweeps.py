@@ -39,6 +39,7 @@ def command(words: list[str], cwd: Path) -> tuple[int, str]:
 def launched(words: list[str], cwd: Path) -> subprocess.Popen[str]:
     """The command as users start it: multiprocessing would wait for the workers of a launcher, which wait for jobs."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    environment.pop("HYDRA_FULL_ERROR", None)  # a test that called cli.main in this process left it: all tracebacks
     heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # background jobs are deaf to it
     command = [sys.executable, "-c", f"{heed}; from chainrule.cli import main; main()", *words]
     return subprocess.Popen(
