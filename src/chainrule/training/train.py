@@ -171,12 +171,23 @@ def _fit(cfg: DictConfig, run: RunDir, callbacks: Sequence[Callback] = ()) -> Fi
 
 
 def _begin_from(density: BinaryDensity, run: RunDir) -> None:
-    """Gives the density the selected weights of another run."""
+    """Gives the density the selected weights of another run; what they lack keeps the values that it has.
+
+    A network in several orders takes those of a network in one, so that it need not learn what a stroke is again.
+    """
     state, _ = read_checkpoint(run.best)
+    network = density.density if isinstance(density, OrderEnsemble) else density
+    state = {name.removeprefix("density."): value for name, value in state.items()}
     try:
-        density.load_state_dict(state)
+        lacking, unknown = network.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise ValueError(f"ckpt_path={run.path}: its weights do not fit this model: {error}") from error
+    if unknown or len(lacking) == len(network.state_dict()):
+        raise ValueError(
+            f"ckpt_path={run.path}: its weights are those of another model: here there is no {', '.join(unknown)}"
+        )
+    if lacking:
+        log.info("ckpt_path=%s has no %s: as initialized", run.path, ", ".join(lacking))
 
 
 @torch.no_grad()
