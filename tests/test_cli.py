@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -277,3 +278,23 @@ def test_the_version(run: Run) -> None:
 
 def test_the_command_uses_the_checkout_s_own_configuration() -> None:
     assert cli.CONF == ROOT / "conf"
+
+
+def test_list_says_what_there_is_with_a_line_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/mine.yaml").write_text("# A model of mine. It is\n# short.\n_target_: mine.Mine\n")
+    monkeypatch.setattr(sys, "argv", ["chainrule", "list", "models", f"--config-dir={tmp_path}"])
+    cli.main()
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == sorted([*MODELS, "mine"])
+    assert "  mine                A model of mine" in lines
+    assert all(len(line.split()) > 3 for line in lines)
+
+    monkeypatch.setattr(sys, "argv", ["chainrule", "list"])
+    cli.main()
+    assert {"model=", "data=", "experiment="} <= set(re.findall(r"\w+=(?=\))", capsys.readouterr().out))
+    monkeypatch.setattr(sys, "argv", ["chainrule", "list", "modles"])
+    with pytest.raises(SystemExit, match="no 'modles'; there are models, data, experiments"):
+        cli.main()

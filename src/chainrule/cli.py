@@ -242,6 +242,9 @@ def main() -> None:
     if name in ("-h", "--help", "help", "--version"):
         print(f"chainrule {__version__}" if name == "--version" else usage())
         return
+    if name == "list":
+        print(choices(overrides))
+        return
     if name not in VERBS:
         sys.exit(f"chainrule: no command {name!r}; there are {', '.join(VERBS)}. See chainrule --help")
     if {"-h", "--help"} & set(overrides):
@@ -379,9 +382,35 @@ def usage() -> str:
     return f"""chainrule: exact-likelihood autoregressive models of binary images
 
 {verbs}
+  chainrule {"list":<11} models, data and experiments there are: [models|data|experiments]
 
 `chainrule VERB --help` says which keys a verb knows; `chainrule train -m model=fvsbn,nade seed=0,1,2`
 runs a sweep."""
+
+
+LISTS = {"models": "model", "data": "data", "experiments": "experiment"}
+
+
+def choices(words: Sequence[str]) -> str:
+    """The models, data sets and experiments there are: name, and first sentence of the comment in its file.
+
+    Args:
+        words: which of ``LISTS``, none for all; ``--config-dir=FOLDER`` adds one's own.
+    """
+    folders = [CONF, *(Path(word.partition("=")[2]) for word in words if word.startswith("--config-dir="))]
+    wanted = [word for word in words if not word.startswith("--config-dir=")] or list(LISTS)
+    if unknown := [word for word in wanted if word not in LISTS]:
+        sys.exit(f"chainrule list: no {unknown[0]!r}; there are {', '.join(LISTS)}")
+    lines = []
+    for kind in wanted:
+        lines.append(f"{kind} ({LISTS[kind]}=)")
+        files = {file.stem: file for folder in folders for file in (folder / LISTS[kind]).glob("*.yaml")}
+        for name, file in sorted(files.items()):
+            comment = re.match(r"(?:# @package.*\n)?((?:#.*\n)*)", file.read_text(encoding="utf-8"))
+            said = " ".join(line.removeprefix("#").strip() for line in comment[1].splitlines()) if comment else ""
+            first = re.split(r"(?<=\.)\s", said)[0].rstrip(".")
+            lines.append(f"  {name:<19} {first}")
+    return "\n".join(lines)
 
 
 def keys(name: str) -> str:
