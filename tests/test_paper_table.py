@@ -25,7 +25,8 @@ for word; do case $word in paths.runs=* | out=* | run=*) folder=${word#*=} ;; es
 case $1 in
     train)
         case $folder in $FAILING) exit "$CODE" ;; esac
-        mkdir -p "$folder/a" "$folder/b" && touch "$folder"/{a,b}/result.json "$folder/a/"{best.ckpt,nll_test.npz} ;;
+        mkdir -p "$folder"/{a,b}/checkpoints && touch "$folder"/{a,b}/{result.json,config.yaml} "$folder/a/nll_test.npz"
+        truncate -s 4M "$folder/a/checkpoints/best.ckpt" && truncate -s 5M "$folder/b/checkpoints/best.ckpt" ;;
     mix) mkdir -p "$folder" && touch "$folder/result.json" ;;
     certify) touch "$folder/certificate.json" && [[ $folder != "$REFUTED" ]] ;;
 esac
@@ -93,12 +94,20 @@ def test_what_is_certified_is_not_certified_again_and_what_is_refuted_is_told(st
     assert asked(stage, "certify") == []
 
 
-def test_records_are_copied_without_checkpoints(stage: Path) -> None:
-    assert paper_table(stage, "rows=nade", "seeds=0", "results=to/records").returncode == 0
+def test_records_are_copied_and_of_one_seed_small_checkpoints(stage: Path) -> None:
+    assert paper_table(stage, "rows=nade", "seeds=0,1", "results=to/records").returncode == 0
     copied = {str(path.relative_to(stage / "to/records")) for path in (stage / "to/records").rglob("*.*")}
-    assert copied == {f"nade-static-s0/{job}/{name}.json" for job in "ab" for name in ("result", "certificate")} | {
-        "nade-static-s0/a/nll_test.npz"
-    }
+    jobs = [f"nade-static-s{seed}/{job}" for seed in (0, 1) for job in "ab"]
+    assert copied == {f"{job}/{name}.json" for job in jobs for name in ("result", "certificate")} | {
+        "nade-static-s0/a/nll_test.npz", "nade-static-s1/a/nll_test.npz",
+        "nade-static-s0/a/config.yaml", "nade-static-s0/a/checkpoints/best.ckpt",
+    }  # fmt: skip
+
+
+def test_the_network_in_eight_orders_begins_from_the_one_in_one(stage: Path) -> None:
+    assert paper_table(stage, "rows=pixelcnn,pixelcnn_orders", "seeds=0", "runs=r").returncode == 0
+    starts = [line.split()[5:] for line in asked(stage, "train") if "experiment=pixelcnn_orders" in line]
+    assert starts == [[f"ckpt_path=r/pixelcnn-static-s0/{job}"] for job in "ab"]
 
 
 def test_a_row_that_fails_does_not_cost_the_others(stage: Path) -> None:
