@@ -55,7 +55,7 @@ def test_chainrule(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) 
     if words[:2] == ["certify", "run=results/pixelcnn-static-s0"]:
         if not STATIC.is_dir():
             pytest.skip(f"the files of data=static are not in {STATIC}")
-        words += ["n=10", "k=4", f"paths.data_dir={STATIC}"]
+        words += ["n=10", f"paths.data_dir={STATIC}"]
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["chainrule", *words])
     cli.main()
