@@ -281,7 +281,7 @@ CASES = {
     "several machines": training("trainer.num_nodes must be 1, got 3", "+trainer.num_nodes=3"),
     "two processes without a strategy": training("needs trainer=ddp", "trainer.devices=2"),
     "another strategy": training("trainer.strategy must be auto or ddp_spawn, got 'ddp'", "+trainer.strategy=ddp"),
-    "a trainer that is none": training("is no lightning.Trainer", "trainer._target_=pathlib.Path"),
+    "a trainer that is none": training("is no Trainer", "trainer._target_=pathlib.Path"),
     "a callback that is none": training("callbacks.x is no callback", "+callbacks.x._target_=pathlib.PurePath"),
     "a metric that nobody measures": training(
         "EarlyStopping monitors 'val/loss': there are", "callbacks=[early_stopping]",

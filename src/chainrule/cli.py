@@ -25,11 +25,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from chainrule import CONF, __version__
 from chainrule.runs.directory import RunDir, message
+from chainrule.runs.settings import check_texts
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from chainrule.density import AutoregressiveDensity
     from chainrule.training.sweep import Job
 
 # What users get wrong is explained in one message; anything else is a defect of ours and keeps its traceback.
@@ -42,6 +42,8 @@ PATHS = (
     "run", "runs", "out", "file", "observed", "bench", "figures", "ckpt_path",
     "paths.data_dir", "paths.cache_dir", "paths.runs", "hydra.run.dir", "hydra.sweep.dir",
 )  # fmt: skip
+
+VALUED = ("-c", "--cfg", "-cd", "--config-dir", "-p", "--package", "-i", "--info")  # options of Hydra's, if without =
 
 mistakes: list[Exception] = []  # that ended a verb
 
@@ -124,8 +126,10 @@ def certify(cfg: DictConfig) -> None:
 def check(cfg: DictConfig) -> None:
     """checks that a model is a normalized, causal density"""
     from chainrule import testing  # noqa: PLC0415
+    from chainrule.density import AutoregressiveDensity  # noqa: PLC0415
+    from chainrule.runs.load import class_named  # noqa: PLC0415
 
-    model: type[AutoregressiveDensity] = hydra.utils.get_class(cfg.model._target_)
+    model = class_named(str(cfg.model._target_), AutoregressiveDensity)  # type: ignore[type-abstract]
     given = [override.partition("=")[0].strip("+~") for override in HydraConfig.get().overrides.task]
     small = {key: value for key, value in model.small.items() if key in cfg.model and f"model.{key}" not in given}
     shape = {"shape": model.small["shape"]} if "shape" in model.small else {}
@@ -245,6 +249,8 @@ def main() -> None:
     if name == "list":
         print(choices(overrides))
         return
+    if name in ("-sc", "--shell-completion"):
+        name, overrides = _completed_verb(), ["-sc", *overrides]
     if name not in VERBS:
         sys.exit(f"chainrule: no command {name!r}; there are {', '.join(VERBS)}. See chainrule --help")
     if {"-h", "--help"} & set(overrides):
@@ -269,7 +275,7 @@ def main() -> None:
             raise
         code = f"chainrule {name}: {'the launcher stopped: ' * bool(_jobs())}{message(error)}"
         written = error if isinstance(error, OSError) else error.__cause__
-        if not mistakes and isinstance(written, OSError):  # Hydra's folder, or its log file
+        if not mistakes and isinstance(written, OSError) and written.errno:  # Hydra's folder, or its log file
             cure = "Results cannot be written there: choose another folder, as in paths.runs=FOLDER"
             code = f"chainrule {name}: {message(written)}. {cure}"
     if (jobs := _jobs()) is not None:
@@ -278,6 +284,16 @@ def main() -> None:
         sys.stdout.flush()
     if code:
         sys.exit(code)
+
+
+def _completed_verb() -> str:
+    """The verb on the command line that TAB was pressed in, taken out of it: Hydra completes what follows."""
+    program, *words = os.environ.get("COMP_LINE", "chainrule train ").split(" ")
+    if len(words) < 2 or words[0] not in VERBS:
+        print(" ".join(VERBS))
+        raise SystemExit
+    os.environ["COMP_LINE"] = " ".join([program, *words[1:]])
+    return words[0]
 
 
 def _prepare() -> None:
@@ -300,7 +316,7 @@ def _prepare() -> None:
 
 
 def _checked(name: str, overrides: Sequence[str]) -> list[str]:
-    """The command line for Hydra, paths quoted.
+    """The command line for Hydra: options first, paths quoted.
 
     Raises:
         ValueError: a flag or a choice that cannot work here.
@@ -319,7 +335,8 @@ def _checked(name: str, overrides: Sequence[str]) -> list[str]:
     keys = [word.partition("=")[0] for word in overrides]
     if twice := [key for key in ("run", "runs") if keys.count(key) > 1]:
         raise ValueError(f"{twice[0]}= is given {keys.count(twice[0])} times: give it once, as in runs=DIR,DIR")
-    return [_quoted(word, paths) for word in overrides]
+    options = [w for w, before in zip(overrides, ["", *overrides], strict=False) if w[:1] == "-" or before in VALUED]
+    return [*options, *(_quoted(word, paths) for word in overrides if word not in options)]
 
 
 def _quoted(word: str, paths: Sequence[str]) -> str:
@@ -335,7 +352,8 @@ def _quoted(word: str, paths: Sequence[str]) -> str:
         return word
     if not value:
         raise ValueError(f"{key}= is empty: is a variable not set? Give a path")
-    parts = [os.path.expanduser(part) for part in (value.split(",") if key == "runs" else [value])]  # noqa: PTH111
+    several = key == "runs" and not os.path.lexists(os.path.expanduser(value))  # noqa: PTH111
+    parts = [os.path.expanduser(part) for part in (value.split(",") if several else [value])]  # noqa: PTH111
     if unknown := [part for part in parts if part.startswith("~")]:
         raise ValueError(f"{key}={unknown[0]}: there is no such user here; give the whole path")
     quoted = ["'" + part.replace("'", "\\'") + "'" for part in parts]
@@ -427,10 +445,13 @@ def keys(name: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(shown)) + "\n\n--cfg job shows the whole configuration."
 
 
-def _runs(cfg: DictConfig) -> str | list[str]:
-    if OmegaConf.is_missing(cfg, "runs"):
+def _runs(cfg: DictConfig) -> list[str]:
+    check_texts(cfg)
+    given = None if OmegaConf.is_missing(cfg, "runs") else cfg.runs
+    runs = [given] if isinstance(given, str) else list(given) if OmegaConf.is_list(given) else []
+    if not runs or not all(isinstance(run, str) for run in runs):
         raise ValueError("say where the runs are: runs=DIR, or runs=DIR,DIR")
-    return cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs)
+    return runs
 
 
 def _show(what: RenderableType) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+LARGEST = 1 << 33  # bytes of any file that is read
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError: there is no room
 
 # A ZIP archive, as torch writes it, ends with the length of a comment and the comment; the seal is the comment.
@@ -55,16 +56,26 @@ def read_small(path: Path, limit: int = 64 << 20) -> bytes:
         OSError: it cannot be read.
         ValueError: it is larger, or no regular file: a pipe would never end.
     """
+    check_size(path, limit)
+    return path.read_bytes()
+
+
+def check_size(path: Path, limit: int) -> None:
+    """Raises what :func:`read_small` does, and reads nothing."""
     about = path.stat()
     if not stat.S_ISREG(about.st_mode):
         raise ValueError(f"{path} is not a regular file")
     if about.st_size > limit:
         raise ValueError(f"{path} has {about.st_size:,} bytes; at most {limit:,} are read")
-    return path.read_bytes()
 
 
 def file_sha256(file: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
+    """SHA-256 of a file's content, in hexadecimal.
+
+    Raises:
+        OSError, ValueError: as :func:`read_small` of :data:`LARGEST` bytes.
+    """
+    check_size(file, LARGEST)
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 

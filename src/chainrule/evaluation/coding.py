@@ -35,7 +35,7 @@ from torch import Tensor
 
 from chainrule.density import AutoregressiveDensity, BinaryDensity
 from chainrule.evaluation import scoring
-from chainrule.files import content_of, write_whole
+from chainrule.files import LARGEST, content_of, read_small, write_whole
 from chainrule.runs.load import load_autoregressive
 from chainrule.runs.settings import check
 
@@ -226,6 +226,8 @@ def unpack(density: AutoregressiveDensity, content: bytes, name: str = "the file
             f"{name} was written by another model (SHA-256 {model.hex()[:12]}…, this run's is {ours.hex()[:12]}…): "
             "give the run that it was compressed with"
         )
+    if count * density.dim > LARGEST:
+        raise ValueError(f"{name} says that it has {count:,} images: more than {LARGEST:,} pixels are not decoded")
     images = decode(density, np.frombuffer(content, "<u4", length, HEADER.size).astype(np.uint32), count)
     if _digest(images) != digest:
         raise ValueError(
@@ -289,7 +291,7 @@ def decompress(cfg: DictConfig) -> tuple[Path, int]:
     out = Path(cfg.out).expanduser() if cfg.out else source.with_name(f"{source.name}.npy")
     if out.suffix != ".npy":
         raise ValueError(f"out must end in .npy, got {out}")
-    images = unpack(density, source.read_bytes(), str(source))
+    images = unpack(density, read_small(source, LARGEST), str(source))
     bits = images.view(-1, *density.shape).numpy()
     write_whole(out, content_of(lambda file: np.save(file, bits, allow_pickle=False)))
     return out, len(images)
@@ -298,10 +300,10 @@ def decompress(cfg: DictConfig) -> tuple[Path, int]:
 def _read(path: Path, density: AutoregressiveDensity) -> Tensor:
     """Somebody's own images: (N, height, width) or (N, n) of 0 and 1, as a .npy file of any type of number."""
     try:
-        array = np.load(path, allow_pickle=False)
+        array = np.load(io.BytesIO(read_small(path, LARGEST)), allow_pickle=False)
         pixels = array.reshape(len(array), -1)
         binary = bool(np.isin(pixels, (0, 1)).all())
-    except (ValueError, EOFError, AttributeError, TypeError) as error:
+    except (ValueError, EOFError, AttributeError, TypeError, MemoryError) as error:
         raise ValueError(f"{path} holds no array of images: save one with numpy.save ({error})") from error
     if not binary or pixels.shape[1] != density.dim:
         height, width = density.shape

@@ -39,7 +39,7 @@ def mix(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[Path, Record]:
         ValueError: fewer than two runs, or runs that do not belong together, or a run that has only one order.
         OSError: a checkpoint or the images cannot be found, or files not be written.
     """
-    check(cfg, optional=["seed"])
+    check(cfg, optional=["seed", "run"])
     members = find_members(cfg)
     seeds = {member.seed for member in members}
     seed = int(cfg.seed if cfg.seed is not None else seeds.pop() if len(seeds) == 1 else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from chainrule.density import AutoregressiveDensity, BinaryDensity
 from chainrule.evaluation.images import save_completions, save_grid
 from chainrule.evaluation.scoring import BATCH, load_data
-from chainrule.files import content_of, write_whole
+from chainrule.files import content_of, read_small, write_whole
 from chainrule.runs.directory import RunDir, load_config, open_run
 from chainrule.runs.load import load_autoregressive, load_model
 from chainrule.runs.record import Sampling
@@ -121,10 +122,14 @@ def mask(name: str, shape: tuple[int, int], generator: torch.Generator) -> Tenso
         return observed
     if not name.endswith(".png"):
         raise ValueError(f"observed must be {', '.join(halves)}, random-0.3 or a .png file, got {name!r}")
-    with Image.open(Path(name).expanduser(), formats=["PNG"]) as picture:
-        if picture.size != (width, height):
-            raise ValueError(f"{name} must have {height}×{width} pixels, got {picture.height}×{picture.width}")
-        return torch.from_numpy(np.asarray(picture.convert("L")) >= 128).reshape(-1)
+    content = io.BytesIO(read_small(Path(name).expanduser()))
+    try:
+        with Image.open(content, formats=["PNG"]) as picture:
+            if picture.size != (width, height):
+                raise ValueError(f"{name} must have {height}×{width} pixels, got {picture.height}×{picture.width}")
+            return torch.from_numpy(np.asarray(picture.convert("L")) >= 128).reshape(-1)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name} is no PNG picture, or is damaged ({error})") from error
 
 
 def order_after(observed: Tensor, generator: torch.Generator) -> Tensor:

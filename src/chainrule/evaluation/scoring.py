@@ -15,10 +15,11 @@ from torch.nn import functional as F
 from chainrule.data import Images
 from chainrule.density import AutoregressiveDensity, BinaryDensity
 from chainrule.runs.directory import RunDir, load_config, open_run
-from chainrule.runs.load import instance, load_model
+from chainrule.runs.load import checkpoint_sha256, instance, load_model
 from chainrule.runs.nll import save_nll
-from chainrule.runs.record import Estimate
-from chainrule.runs.settings import check
+from chainrule.runs.record import Estimate, Record
+from chainrule.runs.settings import check, public_config
+from chainrule.validate import choice
 
 TRAIN_SUBSET = 10_000  # training images scored for the record: the first ones, as many as are in the test set
 BATCH = 250  # images scored at once: of a deep model, a layer's outputs must fit into memory
@@ -31,18 +32,29 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         mean and standard error in nats, count, and the data's name and SHA-256.
     """
     check(cfg)
-    density, config = load_model(cfg.run, trust=cfg.trust), load_config(open_run(cfg.run))
+    run = open_run(cfg.run)
+    density, config = load_model(cfg.run, trust=cfg.trust), load_config(run)
     given = OmegaConf.select(cfg, "data")
     data = load_data(cfg, given, str(given._target_)) if given else load_data(cfg, config.data)
-    images = splits(data).get(cfg.split)
-    if images is None:
-        raise ValueError(f"split must be train, valid or test, got {cfg.split!r}")
+    if run.record.is_file() and (what := _changed(Record.read(run.path), config, None if given else data)):
+        raise ValueError(f"{run.path}: {what} changed after result.json was written: put back what was scored")
+    images = splits(data)[choice("split", cfg.split, ("train", "valid", "test"))]
     if data.shape != density.shape:
         raise ValueError(
             f"the model was trained on {density.shape} images; {data.name} has {data.shape}: set data.side"
         )
     result = {"data": data.name, "split": cfg.split, "sha256": data.sha256[cfg.split]}
     return result | statistics(nll_per_image(density, images))
+
+
+def _changed(record: Record, config: DictConfig, data: Images | None) -> str:
+    """What of a run is no longer what its record says; empty: nothing is."""
+    if record.checkpoint_sha256 not in (None, checkpoint_sha256(RunDir(record.path))):
+        return "checkpoints/best.ckpt has"
+    for key in ("model", "orders"):
+        if record.config.get(key) != public_config(config).get(key):
+            return f"{key} in config.yaml has"
+    return "the images have" if data and data.sha256 != record.data.sha256 else ""
 
 
 def load_data(cfg: DictConfig, data_cfg: DictConfig, trust: str | None = None) -> Images:
@@ -56,10 +68,9 @@ def load_data(cfg: DictConfig, data_cfg: DictConfig, trust: str | None = None) -
 def load_split(cfg: DictConfig) -> Tensor:
     """All images of a split of a run's own data."""
     data = load_data(cfg, load_config(open_run(cfg.run)).data)
-    images = {"train": data.train, "valid": data.valid, "test": data.test}
-    if cfg.split not in images:
-        raise ValueError(f"split must be train, valid or test, got {cfg.split!r}")
-    return images[cfg.split]
+    return {"train": data.train, "valid": data.valid, "test": data.test}[
+        choice("split", cfg.split, ("train", "valid", "test"))
+    ]
 
 
 def splits(data: Images) -> dict[str, Tensor]:

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,26 +16,53 @@ from typing import Any
 import numba
 import numpy as np
 import torch
+from numba.core.caching import FunctionCache
 
 from chainrule.kernels.lanes import LANES, REORDERED
 
 config: Any = numba.config
+if config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set")
 
 HERE = Path(__file__).parent
 SOURCES = sha256(b"".join(path.read_bytes() for path in sorted(HERE.glob("*.py")))).hexdigest()
 
 
+warn_once = cache(logging.getLogger(__name__).warning)
+
+
+class Cache(FunctionCache):  # type: ignore[misc]
+    """numba's cache, whose loss costs time and nothing else: what cannot be read or written is compiled again."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        # numba looks at a function's own file only; what it calls may stand in another one.
+        assert self._cache_file._source_stamp
+        self._cache_file._source_stamp = SOURCES
+
+    def load_overload(self, *arguments: Any) -> Any:
+        try:
+            return super().load_overload(*arguments)
+        except Exception as error:  # a torn pickle may raise anything
+            warn_once("numba's cache in %s cannot be read (%s): compiling again", self.cache_path, type(error).__name__)
+            with suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, *arguments: Any) -> None:
+        try:
+            super().save_overload(*arguments)
+        except Exception as error:
+            warn_once("numba's cache in %s cannot be written (%s)", self.cache_path, error)
+
+
 def compiled(function: Callable[..., Any], **options: bool) -> Any:
     """numba's compiler, on first call; where no folder for its cache can be written, without a cache."""
     given: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": set(REORDERED)} | options
-    try:
-        cached = numba.njit(cache=True, **given)(function)
-        # numba looks at a function's own file only; what it calls may stand in another one.
-        assert cached._cache._cache_file._source_stamp
-        cached._cache._cache_file._source_stamp = SOURCES
-    except (RuntimeError, AttributeError):
-        return numba.njit(**given)(function)
-    return cached
+    loop = numba.njit(**given)(function)
+    with suppress(RuntimeError, AttributeError):
+        loop._cache = Cache(function)
+    return loop
 
 
 def team(function: Callable[..., Any]) -> Any:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from chainrule.reporting.format import nats, short_path, with_error
 from chainrule.reporting.render import Block, Column, Grid, check_format, csv_text, render
-from chainrule.reporting.tables import Row, group, labels, test_set
+from chainrule.reporting.tables import Row, group, labels, objections, test_set
 from chainrule.runs.directory import discover
 from chainrule.runs.nll import read_nll
 from chainrule.runs.record import Estimate, Record
@@ -138,6 +138,7 @@ def _notes(differences: Sequence[Difference]) -> list[str]:
     notes = ["negative: better than the first; ± is the standard error over images, the interval is 1.96 of them"]
     if any(entry.row.over == "seeds" for d in differences for entry in (d.reference, d.other)):
         notes.append("seeds are averaged image by image; the interval is about images, not about seeds")
+    notes += objections([differences[0].reference.row, *(d.other.row for d in differences)])
     if unclear := sum(not d.clear for d in differences):
         notes.append(f"{unclear} of {len(differences)} intervals include zero: no difference is shown there")
     return notes

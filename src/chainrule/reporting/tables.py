@@ -256,7 +256,7 @@ def _nll_sha256(r: Record, others: Sequence[Record]) -> str | None:
     try:
         return hashlib.sha256(nll.read_array(r.path).tobytes()).hexdigest()
     except ValueError:
-        return None  # said by _objections
+        return None  # said by objections
 
 
 def notes(section: Section, names: Sequence[str], published: bool | str) -> list[str]:
@@ -267,7 +267,7 @@ def notes(section: Section, names: Sequence[str], published: bool | str) -> list
         *_comparability(section, published),
         *capped(list(_missing_seeds(section, names))),
         *capped(list(_left_out(section))),
-        *capped(list(_objections(section))),
+        *capped(list(objections(section.rows))),
         *capped(list(_mixed_commits(section, names))),
         *_provenance(section.records),
     ]
@@ -318,9 +318,9 @@ def _left_out(section: Section) -> Iterator[str]:
         yield f"left out: {short_path(r.path)}, a later run has the same settings and seed {r.seed}"
 
 
-def _objections(section: Section) -> Iterator[str]:
+def objections(rows: Sequence[Row]) -> Iterator[str]:
     """What speaks against a number: a certificate that does not hold, or the stored NLL of its images."""
-    for row in section.rows:
+    for row in rows:
         for r, said in zip(row.records, row.verdicts, strict=True):
             if said and not said.certified:
                 yield f"not certified: {short_path(r.path)}, {said.objection}"
@@ -561,6 +561,12 @@ def tabulate(
     for name, value in (("invalid", invalid), ("partial", partial)):
         if not isinstance(value, bool):
             raise ValueError(f"{name} must be true or false, got {value!r}")
+    if not isinstance(sort, str):
+        raise ValueError(f"sort must be a column, got {sort!r}")
+    if columns is not None and not _is_text(columns):
+        raise ValueError(f"columns must be a list of names, as in columns=[nll,lr], got {columns!r}")
+    if names is not None and not (isinstance(names, Mapping) and _is_text([*names, *names.values()])):
+        raise ValueError(f"names must be text for text, as in names={{nade: NADE}}, got {names!r}")
     records, unfinished = discover(runs)
     if not records and not unfinished:
         raise ValueError(f"no run found in {runs}: give run directories, or a folder that contains some")
@@ -570,6 +576,10 @@ def tabulate(
         return _csv(found, unfinished, per)
     grids = [make_grid(section, published, columns, names, sort) for section in found]
     return render(grids, left_out([r for r in records if r not in whole], unfinished), format, width)
+
+
+def _is_text(values: object) -> bool:
+    return isinstance(values, list | tuple) and all(isinstance(value, str) for value in values)
 
 
 def check_published(published: bool | str) -> None:

@@ -89,7 +89,8 @@ class RunDir:
         """Why the run failed, in one line; empty for one that did not."""
         if self.status != "failed":
             return ""
-        words = " ".join(self.failure.read_text(encoding="utf-8", errors="replace").split())
+        with self.failure.open(encoding="utf-8", errors="replace") as file:
+            words = " ".join(file.read(1000).split())
         return (words if len(words) <= 300 else f"{words[:299]}…") or "no reason given"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
 import sys
 from pathlib import Path
 from typing import TypeVar
@@ -15,9 +14,10 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from chainrule.density import AutoregressiveDensity, BinaryDensity
-from chainrule.files import file_sha256, is_intact, is_sealed
+from chainrule.files import LARGEST, file_sha256, is_intact, is_sealed, read_small
 from chainrule.mixture import Mixture, OrderEnsemble
 from chainrule.runs.directory import RunDir, load_config, open_run
+from chainrule.validate import number
 
 Kind = TypeVar("Kind")
 
@@ -144,29 +144,44 @@ def instance(config: DictConfig, kind: type[Kind], trust: str | None = None, **a
             f"_target_: {name} is no part of chainrule, and building it would execute its code. If you trust it: "
             f"trust={module}"
         )
-    try:
-        target = get_class(name)
-    except (ImportError, ValueError, HydraException) as error:
-        raise ValueError(f"_target_: {name} cannot be built here: {error}") from error
-    if not issubclass(target, kind):
-        raise ValueError(f"_target_: {name} is no {kind.__name__}: this configuration is not trusted")
+    class_named(name, kind)
     built: Kind = instantiate(config, **arguments, _recursive_=False, _partial_=False, _convert_="all")
     return built
+
+
+def class_named(name: str, kind: type[Kind]) -> type[Kind]:
+    """The class that a ``_target_`` names, of a kind.
+
+    Raises:
+        ValueError: there is no such class, or it is of another kind.
+    """
+    try:
+        target = get_class(name)
+    except (ImportError, ValueError, AttributeError, HydraException) as error:
+        raise ValueError(f"_target_: {name} cannot be built here: {error}") from error
+    if not issubclass(target, kind):
+        raise ValueError(f"_target_: {name} is no {kind.__name__}")
+    return target
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], tuple[int, int]]:
     """The model's tensors and its image shape, read without executing anything."""
     try:
-        content = path.read_bytes()
+        content = read_small(path, LARGEST)
         if is_sealed(content) and not is_intact(content):
             raise ValueError("its checksum does not match: it was altered")
         checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        height, width = checkpoint["image_shape"]
+        height, width = (number("image_shape", side, int, 1) for side in checkpoint["image_shape"])
         state = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError, AttributeError) as error:
+        bad = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
+        if height * width > sum(map(torch.numel, state.values())):
+            raise ValueError(f"its model is none of {height}×{width} images")
+    except OSError:
+        raise
+    except Exception as error:  # a malformed archive may raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is damaged, or no checkpoint of chainrule ({reason})") from error
-    if bad := [name for name, value in state.items() if not bool(torch.isfinite(value).all())]:
+    if bad:
         raise ValueError(f"{path}: {bad[0]} is not finite: the training diverged, or the file was altered")
     return state, (height, width)
 

@@ -40,7 +40,14 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "trainer.strategy": ("auto", "ddp_spawn"),
     "trainer.num_nodes": (1,),
 }
-NEEDED = ("seed", "samples", "n", "draws", "k", "keep", "optimizer.lr", "trainer.max_epochs")  # where a verb has them
+# Where a verb has them: what must be there, and what must be text.
+NEEDED = (
+    "seed", "samples", "n", "draws", "k", "keep", "run", "file", "split", "device", "optimizer.lr",
+    "trainer.max_epochs",
+)  # fmt: skip
+TEXTS = (
+    "run", "out", "file", "images", "split", "observed", "device", "only", "trust", "ckpt_path", "bench", "figures",
+)  # fmt: skip
 # What makes a run train or validate on a part of the images, or stop before its last epoch.
 PARTIAL: dict[str, tuple[object, ...]] = {
     "fast_dev_run": (False, 0), "limit_train_batches": (1.0,), "limit_val_batches": (1.0,), "overfit_batches": (0,),
@@ -62,6 +69,7 @@ def check(cfg: DictConfig, optional: Sequence[str] = ()) -> None:
         part = OmegaConf.select(cfg, parent) if parent else cfg
         if part is not None and (key in cfg or parent) and part.get(name) is None:
             raise ValueError(f"{key} is needed: null, or nothing, is no value for it")
+    check_texts(cfg)
     for key, (kind, low, high) in RANGES.items():
         if (value := OmegaConf.select(cfg, key)) is not None:
             number(key, value, kind, low, high)
@@ -77,6 +85,16 @@ def check(cfg: DictConfig, optional: Sequence[str] = ()) -> None:
     threads, cores = torch.get_num_threads(), os.cpu_count() or 1
     if threads > 8 * cores:
         raise ValueError(f"{threads} threads are too many for {cores} cores: set OMP_NUM_THREADS={cores}, or less")
+
+
+def check_texts(cfg: DictConfig) -> None:
+    """Raises a ValueError where a name or a path is something else."""
+    for key in TEXTS:
+        if not isinstance(value := cfg.get(key), str | None):
+            raise ValueError(f"{key} must be a name or a path, got {value!r}")
+    tags = cfg.get("tags")
+    if tags is not None and not (OmegaConf.is_list(tags) and all(isinstance(tag, str) for tag in tags)):
+        raise ValueError(f"tags must be a list of words, as in tags=[a,b], got {tags!r}")
 
 
 def is_complete(cfg: DictConfig) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -44,7 +44,7 @@ from chainrule.runs.fingerprint import (
     sources,
     targets,
 )  # fmt: skip
-from chainrule.runs.load import checkpoint_sha256, in_orders, load_selected, read_checkpoint
+from chainrule.runs.load import checkpoint_sha256, class_named, in_orders, load_selected, read_checkpoint
 from chainrule.runs.provenance import provenance
 from chainrule.runs.record import Record
 from chainrule.runs.settings import check, is_complete, public_config, public_overrides
@@ -137,7 +137,11 @@ def _fit(cfg: DictConfig, run: RunDir, callbacks: Sequence[Callback] = ()) -> Fi
     check(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data: Images = instantiate(cfg.data, _convert_="all")
+    if not isinstance(data, Images):
+        raise ValueError(f"data._target_={cfg.data.get('_target_')} makes no images")
     density: BinaryDensity = instantiate(cfg.model, shape=data.shape, _convert_="all")
+    if not isinstance(density, BinaryDensity):
+        raise ValueError(f"model._target_={cfg.model.get('_target_')} is no model")
     if cfg.get("orders"):
         density = in_orders(density, cfg.orders)
     data.prepare_data()
@@ -232,8 +236,7 @@ def _trainer(cfg: DictConfig, run: RunDir, callbacks: Sequence[Callback]) -> L.T
         chosen.append(ProgressBar(refresh_rate=25) if sys.stdout.isatty() else EpochLines())
     # W&B's in front: callbacks behind one that averages see raw weights.
     chosen = [WandbCallback(), *chosen, StopOnNonFinite(), *callbacks, Child()]
-    if not issubclass(get_class(cfg.trainer._target_), L.Trainer):
-        raise ValueError(f"trainer._target_={cfg.trainer._target_} is no lightning.Trainer")
+    class_named(str(cfg.trainer._target_), L.Trainer)
     profiler = cfg.trainer.get("profiler")
     rank_zero_only.rank = 0  # type: ignore[attr-defined] # whatever a cluster's environment says: this process is the first of its run
     try:
