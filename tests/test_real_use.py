@@ -325,6 +325,18 @@ WRONG = {
     "tabulate runs=a sort=null": "sort must be a column, got None",
     "tabulate runs=a columns=5": "columns must be a list of names",
     "tabulate runs=a names=x": "names must be text for text",
+    "report runs=a out=null": "out must end in .html, got None",
+    "dashboard publish=false out=null": "out must end in .json, got None",
+    "evaluate run=a paths=null": "paths must have keys of its own, got None",
+    "mix runs=[0.5,a]": "runs must be a list of words",
+    "bench models=nan": "models must be a list of names, got nan",
+    "bench width=0.5": "width must say something of each model, got 0.5",
+    "bench optimizer.betas=[{},1] models=[tabular] growth=false": "optimizer: ",
+    "bench seed=nope": "seed must be a whole number",
+    "claims runs=a claims=[0.5]": "each must be a claim, a rule and its models, got 0.5",
+    "claims runs=a claims=[{model:nade}]": "rule must be one of",
+    "check model=fvsbn model._target_=pathlib.Path": "is no AutoregressiveDensity",
+    "evaluate run=a ~growth_n.0": "Could not",
 }
 
 
@@ -342,6 +354,11 @@ def test_a_key_of_a_wrong_type_is_one_message(words: str, trained: Path, tmp_pat
         (["tags=a"], "tags must be a list of words"),
         (["tags=[1]"], "tags must be a list of words"),
         (["~data._target_"], "data._target_=None makes no images"),
+        (["optimizer._partial_=nope"], "_partial_ flag must be a bool"),
+        (["optimizer=[null]"], "NoneType"),
+        (["trainer.num_sanity_val_steps=[]"], "trainer.num_sanity_val_steps must be a whole number"),
+        (["orders=1e30"], "orders must be grid, a number from 2 to 1000"),
+        (["orders=10000000000000000000"], "orders must be grid, a number from 2 to 1000"),
         (["~model._target_"], "model._target_=None is no model"),
     ],
 )

@@ -18,22 +18,17 @@ from typing import TYPE_CHECKING, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from chainrule import CONF, __version__
-from chainrule.runs.directory import RunDir, message
+from chainrule.runs.directory import RunDir, is_mistake, message
 from chainrule.runs.settings import check_texts
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from chainrule.training.sweep import Job
-
-# What users get wrong is explained in one message; anything else is a defect of ours and keeps its traceback.
-MISTAKES = (CompactHydraException, OmegaConfBaseException, ValueError, OSError)
 
 # Exit codes of a process that was asked to end, as a shell has them.
 STOPPED = {130: "interrupted (Ctrl-C)", 143: "stopped (SIGTERM)"}
@@ -53,8 +48,8 @@ def verb() -> Iterator[None]:
     """Keeps a mistake for :func:`main`: on its way through Hydra, that would print a line of its own."""
     try:
         yield
-    except MISTAKES as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
+    except Exception as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN or not is_mistake(error):
             raise
         mistakes.append(error)
 
@@ -271,7 +266,7 @@ def main() -> None:
         if code in STOPPED:
             print(f"chainrule {name}: {STOPPED[code]}; rerun the same command to resume", file=sys.stderr)
     except Exception as error:
-        if traceback_wanted or not (isinstance(error, MISTAKES) or _jobs()):
+        if traceback_wanted or not (is_mistake(error) or _jobs()):
             raise
         code = f"chainrule {name}: {'the launcher stopped: ' * bool(_jobs())}{message(error)}"
         written = error if isinstance(error, OSError) else error.__cause__
@@ -446,12 +441,10 @@ def keys(name: str) -> str:
 
 
 def _runs(cfg: DictConfig) -> list[str]:
-    check_texts(cfg)
-    given = None if OmegaConf.is_missing(cfg, "runs") else cfg.runs
-    runs = [given] if isinstance(given, str) else list(given) if OmegaConf.is_list(given) else []
-    if not runs or not all(isinstance(run, str) for run in runs):
+    if OmegaConf.is_missing(cfg, "runs") or not cfg.runs:
         raise ValueError("say where the runs are: runs=DIR, or runs=DIR,DIR")
-    return runs
+    check_texts(cfg)
+    return [cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs)
 
 
 def _show(what: RenderableType) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 FLIPS: dict[str, tuple[int, ...]] = {"": (), "_lr": (1,), "_ud": (0,), "_180": (0, 1)}
 GRID_ORDERS = tuple(base + flip for base in ("raster", "transposed") for flip in FLIPS)
+MOST = 1000  # orders of one network
 ORDERS = (*GRID_ORDERS, "spiral", "random-SEED")
 
 
@@ -71,12 +72,16 @@ def several(orders: str | int | Sequence[str], shape: tuple[int, int]) -> list[s
     """
     if orders == "grid":
         return list(GRID_ORDERS)
-    names = [f"random-{seed}" for seed in range(orders)] if isinstance(orders, int) else orders
-    if isinstance(names, str) or len(names) < 2 or len(set(names)) < len(names):
-        raise ValueError(f"orders must be grid, a number of at least 2, or a list of two or more names, got {orders!r}")
+    if isinstance(orders, int) and 2 <= orders <= MOST:
+        return [f"random-{seed}" for seed in range(orders)]
+    names = list(orders) if isinstance(orders, list | tuple) else []
+    if len(names) < 2 or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise ValueError(
+            f"orders must be grid, a number from 2 to {MOST}, or a list of two or more names, got {orders!r}"
+        )
     for name in names:
         permutation(name, shape)
-    return list(names)
+    return names
 
 
 def _patches(grid: Tensor, patch: int) -> Tensor:

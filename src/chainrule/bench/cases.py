@@ -77,7 +77,10 @@ class Case:
             parameters: what is trained.
             objective: (B, n) images → a scalar to minimize.
         """
-        optimizer: torch.optim.Optimizer = instantiate(self.optimizer, _convert_="all")(parameters)
+        try:
+            optimizer: torch.optim.Optimizer = instantiate(self.optimizer, _convert_="all")(parameters)
+        except Exception as error:  # torch checks little before it computes with what it was given
+            raise ValueError(f"optimizer: {error}") from error
         batches = itertools.cycle(self.images(BATCHES * self.batch).split(self.batch))
 
         def step() -> None:

@@ -271,16 +271,19 @@ def claims(cfg: DictConfig) -> str:
     """
     if cfg.format not in FORMATS:
         raise ValueError(f"unknown format {cfg.format!r}: choose one of {', '.join(FORMATS)}")
-    out = Path(cfg.out).expanduser()
+    out = Path(str(cfg.out)).expanduser()
     if out.suffix != ".json":
         raise ValueError(f"out must end in .json, got {cfg.out}")
+    for claim in cfg.claims or [None]:
+        if not (isinstance(claim, DictConfig) and all(isinstance(text, str | bool) for text in claim.values())):
+            raise ValueError(f"claims: each must be a claim, a rule and its models, got {claim!r}")
     models = list(dict.fromkeys(claim[key] for claim in cfg.claims for key in ("model", "than") if key in claim))
     found, _ = discover(cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs))
     records = [record for record in found if record.model in models]
     if not records:
         raise ValueError(f"no finished run of {', '.join(models)} in {cfg.runs}: scripts/claims trains them")
     for claim in cfg.claims:
-        judge([], **claim)  # a mistyped rule is found before anything costs time
+        judge([], **{"claim": "", "rule": "", **claim})  # a mistyped rule is found before anything costs time
     timer = Timer(rounds=3, seconds=0.5)
     sets = [measure(section, cfg, timer) for section in sections(records, published=False)]
     sets.sort(key=lambda s: (s.n, s.data))

@@ -25,7 +25,7 @@ from chainrule.reporting.growth import growth_figure
 from chainrule.runs.load import device_named
 from chainrule.runs.provenance import provenance
 from chainrule.runs.record import write_json
-from chainrule.runs.settings import public_config, public_overrides
+from chainrule.runs.settings import check, public_config, public_overrides
 from chainrule.validate import number
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def bench(cfg: DictConfig, run_dir: str | Path, overrides: Sequence[str] = ()) -
     Raises:
         ValueError: the configuration cannot work.
     """
-    check(cfg)
+    _check(cfg)
     started, out = time.perf_counter(), Path(run_dir)
     timer = Timer(rounds=cfg.rounds, seconds=cfg.seconds, device=cfg.device)
     log.info("ceiling of this machine")
@@ -69,9 +69,15 @@ def bench(cfg: DictConfig, run_dir: str | Path, overrides: Sequence[str] = ()) -
     return record
 
 
-def check(cfg: DictConfig) -> None:
+def _check(cfg: DictConfig) -> None:
     """Raises a ValueError for what cannot work, before anything costs time."""
+    check(cfg)
     device_named(cfg.device)
+    for key in ("pixels", "width", "growth_n", "growth_d", "zoo"):
+        if not isinstance(cfg[key], DictConfig):
+            raise ValueError(f"{key} must say something of each model, got {cfg[key]!r}")
+    if not (isinstance(cfg.models, ListConfig) and all(isinstance(name, str) for name in cfg.models)):
+        raise ValueError(f"models must be a list of names, got {cfg.models!r}")
     for key in ("rounds", "batch", "images"):
         number(key, cfg[key], int, 1)
     number("seconds", cfg.seconds, float, 0)

@@ -85,7 +85,7 @@ def write_report(
         ValueError: ``out`` is no HTML file, there is no run, a record cannot be read, or ``bench`` is none.
         OSError: a file cannot be written.
     """
-    file = Path(out).expanduser()
+    file = Path(str(out)).expanduser()
     if file.suffix != ".html":
         raise ValueError(f"out must end in .html, got {out}")
     check_published(published)

@@ -34,7 +34,9 @@ def dashboard(cfg: DictConfig) -> str:
         OSError: the file cannot be written.
     """
     if not (cfg.publish and logged_in()):
-        path = Path(cfg.out).expanduser()
+        path = Path(str(cfg.out)).expanduser()
+        if path.suffix != ".json":
+            raise ValueError(f"out must end in .json, got {cfg.out}")
         write_whole(path, (json.dumps(content(build(cfg)), indent=1) + "\n").encode())
         return str(path)
     try:

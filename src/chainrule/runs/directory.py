@@ -228,6 +228,16 @@ def failure_noted(run: RunDir) -> Iterator[None]:
         raise error
 
 
+def is_mistake(error: BaseException) -> bool:
+    """Whether a configuration or a machine is to blame: one message says it. Of a defect of ours a traceback is kept.
+
+    Whatever Hydra and OmegaConf raise is about a configuration, be its class their own or not.
+    """
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [cls.__module__ for cls in type(error).__mro__] + frames[-1:]
+    return isinstance(error, (ValueError, OSError)) or any(n.startswith(("hydra.", "omegaconf.")) for n in names)
+
+
 def message(error: BaseException) -> str:  # noqa: PLR0911
     """An error in one message: of Hydra's and OmegaConf's, what they wrap."""
     cause, said = error.__cause__, str(error)

@@ -9,7 +9,7 @@ from fnmatch import fnmatch, translate
 from functools import cache
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from chainrule.validate import choice, number
 
@@ -22,6 +22,7 @@ RANGES: dict[str, tuple[type, float, float]] = {
     "optimizer.momentum": (float, 0, 0.9999),
     "trainer.max_epochs": (int, 0, 1_000_000),
     "trainer.devices": (int, 1, 64),
+    "trainer.num_sanity_val_steps": (int, -1, 1_000_000),
     "trainer.gradient_clip_val": (float, 1e-12, 1e12),
     "callbacks.ema.decay": (float, 0, 1),
     "callbacks.early_stopping.patience": (int, 1, 1_000_000),
@@ -92,9 +93,14 @@ def check_texts(cfg: DictConfig) -> None:
     for key in TEXTS:
         if not isinstance(value := cfg.get(key), str | None):
             raise ValueError(f"{key} must be a name or a path, got {value!r}")
-    tags = cfg.get("tags")
-    if tags is not None and not (OmegaConf.is_list(tags) and all(isinstance(tag, str) for tag in tags)):
-        raise ValueError(f"tags must be a list of words, as in tags=[a,b], got {tags!r}")
+    for key in ("tags", "runs"):
+        value = cfg.get(key)
+        words = [value] if key == "runs" and isinstance(value, str) else [] if value is None else value
+        if not isinstance(words, list | ListConfig) or not all(isinstance(word, str) for word in words):
+            raise ValueError(f"{key} must be a list of words, as in {key}=[a,b], got {value!r}")
+    for key in ("paths", "search"):
+        if key in cfg and not isinstance(cfg[key], DictConfig):
+            raise ValueError(f"{key} must have keys of its own, got {cfg[key]!r}")
 
 
 def is_complete(cfg: DictConfig) -> bool:

@@ -36,7 +36,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
 from chainrule.files import write_whole
-from chainrule.runs.directory import lock, message
+from chainrule.runs.directory import is_mistake, lock, message
 from chainrule.runs.fingerprint import run_name
 from chainrule.runs.settings import check
 from chainrule.training import train as training
@@ -225,8 +225,8 @@ class Search:
         except optuna.TrialPruned:
             raise
         except Exception as error:
-            reason, ours = message(error).partition("\n")[0], not isinstance(error, (ValueError, OSError))
-            log.warning("trial %d failed: %s", trial.number + 1, reason, exc_info=ours)
+            reason = message(error).partition("\n")[0]
+            log.warning("trial %d failed: %s", trial.number + 1, reason, exc_info=not is_mistake(error))
             trial.set_user_attr("failure", reason)
             raise
         finally:
