@@ -321,7 +321,7 @@ WRONG = {
     "sample run=[a] n=2": "run must be a name or a path",
     "compress run=a file=null": "file is needed",
     "tabulate runs=null": "say where the runs are",
-    "tabulate runs=[1]": "say where the runs are",
+    "tabulate runs=[1]": "runs must be",
     "tabulate runs=a sort=null": "sort must be a column, got None",
     "tabulate runs=a columns=5": "columns must be a list of names",
     "tabulate runs=a names=x": "names must be text for text",

@@ -238,11 +238,8 @@ VERBS: dict[str, Callable[[DictConfig], float | None]] = {
 def main() -> None:
     """The ``chainrule`` command."""
     name, *overrides = sys.argv[1:] or ["--help"]
-    if name in ("-h", "--help", "help", "--version"):
-        print(f"chainrule {__version__}" if name == "--version" else usage())
-        return
-    if name == "list":
-        print(choices(overrides))
+    if name in ("-h", "--help", "help", "--version", "list"):
+        print(choices(overrides) if name == "list" else f"chainrule {__version__}" if name == "--version" else usage())
         return
     if name in ("-sc", "--shell-completion"):
         name, overrides = _completed_verb(), ["-sc", *overrides]
