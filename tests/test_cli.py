@@ -298,3 +298,13 @@ def test_list_says_what_there_is_with_a_line_each(
     monkeypatch.setattr(sys, "argv", ["chainrule", "list", "modles"])
     with pytest.raises(SystemExit, match="no 'modles'; there are models, data, experiments"):
         cli.main()
+
+
+@pytest.mark.parametrize("words", ["--help", "train --help", "list", f"tabulate runs={ROOT}/results"])
+def test_output_that_nobody_reads_is_no_error(words: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "chainrule", *words.split()]
+    with os.fdopen(write, "w") as nobody:
+        done = subprocess.run(command, stdout=nobody, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

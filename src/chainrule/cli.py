@@ -159,7 +159,7 @@ def tabulate(cfg: DictConfig) -> None:
 
     options = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(options, dict)
-    print(tables.tabulate(_runs(cfg), **{str(key): value for key, value in options.items() if key != "runs"}))
+    _show(tables.tabulate(_runs(cfg), **{str(key): value for key, value in options.items() if key != "runs"}))
 
 
 @verb()
@@ -176,7 +176,7 @@ def compare(cfg: DictConfig) -> None:
     """paired differences of test NLL, image by image"""
     from chainrule.reporting import compare as comparing  # noqa: PLC0415
 
-    print(comparing.table(comparing.compare(_runs(cfg)), format=cfg.format))
+    _show(comparing.table(comparing.compare(_runs(cfg)), format=cfg.format))
 
 
 @verb()
@@ -203,7 +203,7 @@ def bench(cfg: DictConfig) -> None:
     from chainrule.bench import run, table  # noqa: PLC0415
 
     job = HydraConfig.get()
-    print(table.render(run.bench(cfg, job.runtime.output_dir, list(job.overrides.task))))
+    _show(table.render(run.bench(cfg, job.runtime.output_dir, list(job.overrides.task))))
 
 
 @verb()
@@ -212,7 +212,7 @@ def claims(cfg: DictConfig) -> None:
     from chainrule.bench import claims as study  # noqa: PLC0415
 
     _runs(cfg)
-    print(study.claims(cfg))
+    _show(study.claims(cfg))
 
 
 @verb()
@@ -239,14 +239,14 @@ def main() -> None:
     """The ``chainrule`` command."""
     name, *overrides = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help", "help", "--version", "list"):
-        print(choices(overrides) if name == "list" else f"chainrule {__version__}" if name == "--version" else usage())
+        _show(choices(overrides) if name == "list" else f"chainrule {__version__}" if name == "--version" else usage())
         return
     if name in ("-sc", "--shell-completion"):
         name, overrides = _completed_verb(), ["-sc", *overrides]
     if name not in VERBS:
         sys.exit(f"chainrule: no command {name!r}; there are {', '.join(VERBS)}. See chainrule --help")
     if {"-h", "--help"} & set(overrides):
-        print(keys(name))
+        _show(keys(name))
         return
     _prepare()
     traceback_wanted = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
@@ -445,11 +445,12 @@ def _runs(cfg: DictConfig) -> list[str]:
 
 
 def _show(what: RenderableType) -> None:
-    from rich.console import Console  # noqa: PLC0415
+    text = what
+    if not isinstance(what, str):
+        from rich.console import Console  # noqa: PLC0415
 
-    text = isinstance(what, str)  # as it is: brackets are Hydra's, not Rich's
-    console = Console(soft_wrap=text)
-    with console.capture() as captured:  # Rich itself leaves the process when nobody reads
-        console.print(what, markup=not text)
+        with (console := Console()).capture() as captured:  # Rich itself leaves the process when nobody reads
+            console.print(what)
+        text = captured.get().removesuffix("\n")
     with suppress(OSError, ValueError):  # the work is done, whether it can be shown or not
-        print(captured.get(), end="", flush=True)
+        print(text, flush=True)
