@@ -215,7 +215,7 @@ def training(density: AutoregressiveDensity) -> None:
 
 
 def not_a_number(density: AutoregressiveDensity) -> None:
-    x, u = every_image(density.dim, 512), torch.rand(300, density.dim)
+    x, u = every_image(density.dim, 32), torch.rand(32, density.dim)
     for name, _ in density.named_parameters():
         broken = copy.deepcopy(density).float()
         broken.get_parameter(name).data.fill_(math.nan)
