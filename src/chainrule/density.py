@@ -9,7 +9,6 @@ happens at the door, here, once; so every model works in every order.
 from __future__ import annotations
 
 import copy
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from typing import Any, ClassVar, Self, final
@@ -306,27 +305,3 @@ def log_odds(z: Tensor, limit: float = 5.0) -> Tensor:
     """
     ones = z.sum(0, dtype=torch.float64) + 0.5
     return torch.logit(ones / (len(z) + 1)).clamp(-limit, limit)
-
-
-def at_least_0(name: str, value: float, below: float = math.inf) -> float:
-    """Returns a hyperparameter that must be 0 or a positive number, below a limit.
-
-    Raises:
-        ValueError: it is anything else.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < below:
-        limit = f" below {below:g}" if below < math.inf else ""
-        raise ValueError(f"{name} must be 0 or a positive number{limit}, got {value!r}")
-    return value
-
-
-def positive(name: str, value: int, most: float = math.inf) -> int:
-    """Returns a hyperparameter that must be a whole number above 0, and no more than ``most``.
-
-    Raises:
-        ValueError: it is anything else.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        limit = f" and at most {most:,}" if most < math.inf else ""
-        raise ValueError(f"{name} must be a whole number of at least 1{limit}, got {value!r}")
-    return value

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from chainrule.density import AutoregressiveDensity, at_least_0, log_odds, positive
+from chainrule.density import AutoregressiveDensity, log_odds
 from chainrule.nn.roughness import of_pixels
+from chainrule.validate import number
 
 CHUNK_ELEMENTS, ON_A_GPU = 1 << 20, 1 << 25  # activations of a layer held at once
 
@@ -61,13 +62,13 @@ class DeepNADE(AutoregressiveDensity):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(shape=shape, order=order)
-        self.smoothness = at_least_0("model.smoothness", smoothness)
-        self.dropout = at_least_0("model.dropout", dropout, below=1)
+        self.smoothness = number("model.smoothness", smoothness, low=0, high=1e6)
+        self.dropout = number("model.dropout", dropout, low=0, high=0.99)
         n, sizes = self.dim, [hidden] if isinstance(hidden, int) else list(hidden)
         if not sizes:
             raise ValueError("model.hidden must have at least one layer, such as [500, 500]")
         for size in sizes:
-            positive("model.hidden", size, most=100_000)
+            number("model.hidden", size, int, 1, 100_000)
         self.W = nn.Parameter(torch.randn(n, sizes[0]) * (2 / n) ** 0.5)
         self.U = nn.Parameter(torch.randn(n, sizes[0]) * (2 / n) ** 0.5)
         self.b = nn.Parameter(torch.zeros(sizes[0]))

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chainrule.density import AutoregressiveDensity, at_least_0, log_odds, positive
+from chainrule.density import AutoregressiveDensity, log_odds
 from chainrule.kernels.nade import compiled_walks
 from chainrule.nn.causal_linear import CausalLinear
 from chainrule.nn.roughness import Laplacian, edges
+from chainrule.validate import number
 
 
 class FVSBN(AutoregressiveDensity):
@@ -48,10 +49,10 @@ class FVSBN(AutoregressiveDensity):
         block: int = 112,
     ) -> None:
         super().__init__(shape=shape, order=order)
-        self.smoothness = at_least_0("model.smoothness", smoothness)
-        self.input_dropout = at_least_0("model.input_dropout", input_dropout, below=1)
+        self.smoothness = number("model.smoothness", smoothness, low=0, high=1e6)
+        self.input_dropout = number("model.input_dropout", input_dropout, low=0, high=0.99)
         self.alpha0 = nn.Parameter(torch.zeros(self.dim))
-        self.alpha = CausalLinear(self.dim, 1, block=positive("model.block", block), scale=0.0)
+        self.alpha = CausalLinear(self.dim, 1, block=number("model.block", block, int, 1), scale=0.0)
         self.roughness = self.neighbours() if smoothness else None
 
     def conditionals(self, z: Tensor) -> Tensor:

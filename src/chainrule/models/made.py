@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chainrule.density import AutoregressiveDensity, at_least_0, log_odds, positive
+from chainrule.density import AutoregressiveDensity, log_odds
 from chainrule.nn.roughness import of_pixels
 from chainrule.nn.triangular import TriangularLinear, permuted
+from chainrule.validate import number
 
 STEPS = 32  # of a walk, whose share of all products is one product for all of them
 
@@ -64,13 +65,13 @@ class MADE(AutoregressiveDensity):
         block: int = 256,
     ) -> None:
         super().__init__(shape=shape, order=order)
-        self.smoothness = at_least_0("model.smoothness", smoothness)
-        self.dropout = at_least_0("model.dropout", dropout, below=1)
-        self.input_dropout = at_least_0("model.input_dropout", input_dropout, below=1)
+        self.smoothness = number("model.smoothness", smoothness, low=0, high=1e6)
+        self.dropout = number("model.dropout", dropout, low=0, high=0.99)
+        self.input_dropout = number("model.input_dropout", input_dropout, low=0, high=0.99)
         # The weights of pixels are stored in this order, in which no step has to look for them.
         self.register_buffer("own_order", self.order, persistent=False)
-        n, block = self.dim, positive("model.block", block)
-        sizes = [positive("model.hidden", d, most=100_000) for d in ([hidden] if isinstance(hidden, int) else hidden)]
+        n, block = self.dim, number("model.block", block, int, 1)
+        sizes = [number("model.hidden", d, int, 1, 100_000) for d in ([hidden] if isinstance(hidden, int) else hidden)]
         steps = torch.arange(n)
         degrees = [steps + 1, *(torch.linspace(1, max(1, n - 1), d).round().long() for d in sizes)]
         self.layers: Sequence[TriangularLinear] = nn.ModuleList(  # type: ignore[assignment]

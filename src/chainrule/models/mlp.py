@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chainrule.density import AutoregressiveDensity, at_least_0, log_odds, positive
+from chainrule.density import AutoregressiveDensity, log_odds
 from chainrule.kernels.nade import compiled_walks
 from chainrule.nn.causal_linear import CausalLinear
+from chainrule.validate import number
 
 
 class MLP(AutoregressiveDensity):
@@ -52,10 +53,10 @@ class MLP(AutoregressiveDensity):
         init_scale: float = 0.05,
     ) -> None:
         super().__init__(shape=shape, order=order)
-        self.input_dropout = at_least_0("model.input_dropout", input_dropout, below=1)
-        n, d = self.dim, positive("model.hidden", hidden, most=1_000)
-        at_least_0("model.init_scale", init_scale)
-        self.A = CausalLinear(n, d, block=positive("model.block", block), scale=init_scale)
+        self.input_dropout = number("model.input_dropout", input_dropout, low=0, high=0.99)
+        n, d = self.dim, number("model.hidden", hidden, int, 1, 1_000)
+        number("model.init_scale", init_scale, low=0, high=1e6)
+        self.A = CausalLinear(n, d, block=number("model.block", block, int, 1), scale=init_scale)
         self.c = nn.Parameter(torch.zeros(n, d))
         self.alpha = nn.Parameter(torch.randn(n, d) * init_scale)
         self.b = nn.Parameter(torch.zeros(n))

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chainrule.density import AutoregressiveDensity, at_least_0, log_odds, positive
+from chainrule.density import AutoregressiveDensity, log_odds
 from chainrule.kernels import nade as kernels
 from chainrule.nn.roughness import of_pixels
+from chainrule.validate import number
 
 
 class NADE(AutoregressiveDensity):
@@ -55,11 +56,11 @@ class NADE(AutoregressiveDensity):
         init_scale: float = 0.01,
     ) -> None:
         super().__init__(shape=shape, order=order)
-        self.smoothness = at_least_0("model.smoothness", smoothness)
-        self.input_dropout = at_least_0("model.input_dropout", input_dropout, below=1)
+        self.smoothness = number("model.smoothness", smoothness, low=0, high=1e6)
+        self.input_dropout = number("model.input_dropout", input_dropout, low=0, high=0.99)
         self.kernel = kernels.check(kernel)
-        n, d = self.dim, positive("model.hidden", hidden, most=100_000)
-        at_least_0("model.init_scale", init_scale)
+        n, d = self.dim, number("model.hidden", hidden, int, 1, 100_000)
+        number("model.init_scale", init_scale, low=0, high=1e6)
         self.W = nn.Parameter(torch.randn(n, d) * init_scale)  # W[t] is the column W_{·,t}
         self.c = nn.Parameter(torch.zeros(d))
         self.V = nn.Parameter(torch.randn(n, d) * init_scale)  # V[t] is the row V_{t,·}

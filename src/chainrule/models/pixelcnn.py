@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chainrule.density import AutoregressiveDensity, at_least_0, log_odds, positive
+from chainrule.density import AutoregressiveDensity, log_odds
 from chainrule.nn.causal_conv import RowsAbove, RowSoFar
 from chainrule.nn.truth_table import look_up
 from chainrule.orders import GRID_ORDERS
+from chainrule.validate import number
 
 
 class PixelCNN(AutoregressiveDensity):
@@ -37,7 +38,7 @@ class PixelCNN(AutoregressiveDensity):
     Args:
         shape: (height, width).
         channels: c, of either stream.
-        blocks: L.
+        blocks: how often both streams are updated.
         patch: height and width of a patch; a grid of n / patch² positions.
         window: (rows, columns) of K_v.
         width: columns of K_h.
@@ -67,15 +68,15 @@ class PixelCNN(AutoregressiveDensity):
         order: str | Sequence[int] = "raster",
         told: bool = False,
     ) -> None:
-        super().__init__(shape=shape, order=order, patch=positive("model.patch", patch, most=4))
-        c, bits = positive("model.channels", channels, most=4096), self.patch**2
-        at_least_0("model.dropout", dropout, below=1)
+        super().__init__(shape=shape, order=order, patch=number("model.patch", patch, int, 1, 4))
+        c, bits = number("model.channels", channels, int, 1, 4096), self.patch**2
+        number("model.dropout", dropout, low=0, high=0.99)
         self.above = RowsAbove(bits, c, first, strict=True)
         self.left = RowSoFar(bits, c, first[1] // 2, strict=True)
         self.places = nn.Parameter(torch.zeros(self.dim // bits, c))  # E, by patch of the image
         self.told = nn.Parameter(torch.zeros(len(GRID_ORDERS), c)) if told else None
         self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]
-            Block(c, window, width, gates=gates, dropout=dropout) for _ in range(positive("model.blocks", blocks))
+            Block(c, window, width, gates=gates, dropout=dropout) for _ in range(number("model.blocks", blocks, int, 1))
         )
         self.table = nn.Sequential(nn.LayerNorm(c), nn.Linear(c, c), nn.GELU(), nn.Linear(c, 2**bits - 1))
         self.b = nn.Parameter(torch.zeros(self.dim))  # by pixel of the image

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chainrule.density import AutoregressiveDensity, at_least_0
+from chainrule.density import AutoregressiveDensity
 from chainrule.nn.truth_table import contexts
+from chainrule.validate import number
 
 LIMIT = 20  # pixels; a million parameters
 CERTAIN = 30.0  # the logit of a bit that never (always) was on: σ(−30) is about 10⁻¹³
@@ -55,7 +56,7 @@ class Tabular(AutoregressiveDensity):
                 f"at most n = {LIMIT} fits. Make the images smaller: data.side=4"
             )
         super().__init__(shape=shape, order=order)
-        self.smoothing = at_least_0("model.smoothing", smoothing)
+        self.smoothing = number("model.smoothing", smoothing, low=0, high=1e6)
         self.closed_form = closed_form
         self.theta = nn.Parameter(torch.zeros(2**n - 1))
 

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chainrule.density import AutoregressiveDensity, at_least_0, log_odds, positive
+from chainrule.density import AutoregressiveDensity, log_odds
 from chainrule.nn.attention import Block, rotations
 from chainrule.nn.truth_table import look_up
 from chainrule.orders import GRID_ORDERS
+from chainrule.validate import number
 
 DRAWN = 250  # images drawn at once: their keys and values, 2 L d numbers a patch, are all kept
 
@@ -69,20 +70,20 @@ class Transformer(AutoregressiveDensity):
         order: str | Sequence[int] = "raster",
         told: bool = False,
     ) -> None:
-        super().__init__(shape=shape, order=order, patch=positive("model.patch", patch, most=4))
-        d, bits = positive("model.width", width, most=4096), self.patch**2
-        if d % (4 * positive("model.heads", heads)):
+        super().__init__(shape=shape, order=order, patch=number("model.patch", patch, int, 1, 4))
+        d, bits = number("model.width", width, int, 1, 4096), self.patch**2
+        if d % (4 * number("model.heads", heads, int, 1)):
             raise ValueError(f"model.width must be divisible by 4 · model.heads = {4 * heads}, got {d}")
-        at_least_0("model.dropout", dropout, below=1)
+        number("model.dropout", dropout, low=0, high=0.99)
         if len(first) != 2:
             raise ValueError(f"model.first must be [rows, columns], got {first!r}")
-        rows, columns = (positive("model.first", size) for size in first)
+        rows, columns = (number("model.first", size, int, 1) for size in first)
         self.first, self.turned = (rows, columns), d // heads
         self.U = nn.Linear((rows * columns + (columns + 1) // 2) * bits, d, bias=False)
         self.places = nn.Parameter(torch.randn(self.dim // bits, d) * 0.02)  # E, by patch of the image
         self.told = nn.Parameter(torch.zeros(len(GRID_ORDERS), d)) if told else None
         self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]
-            Block(d, heads, dropout=dropout) for _ in range(positive("model.layers", layers))
+            Block(d, heads, dropout=dropout) for _ in range(number("model.layers", layers, int, 1))
         )
         self.norm, self.T = nn.LayerNorm(d), nn.Linear(d, 2**bits - 1)
         nn.init.zeros_(self.T.weight)  # so that the first logits are b
