@@ -91,11 +91,9 @@ def _rows(images: int, W: Tensor) -> int:
 
 
 @team
-def _logits_team(
-    counter: Any, scratch: Any, size: int, z: Any, W: Any, c: Any, V: Any, b: Any, out: Any, on: Any, at: Any
-) -> None:
+def _logits_team(counter: Any, scratch: Any, *given: Any) -> None:
     for thread in numba.prange(len(scratch)):
-        _logits(counter, scratch[thread], size, z, W, c, V, b, out, on, at)
+        _logits(counter, scratch[thread], *given)
 
 
 @compiled
@@ -236,12 +234,9 @@ def _scan(z: Any, on: Any, at: Any) -> None:
 
 
 @team
-def _gradients_team(
-    counter: Any, scratch: Any, size: int, parts: int, on: Any, at: Any, g: Any, W: Any, c: Any, V: Any,
-    dW: Any, dc: Any, dV: Any,
-) -> None:  # fmt: skip
+def _gradients_team(counter: Any, scratch: Any, *given: Any) -> None:
     for thread in numba.prange(len(scratch)):
-        _gradients(counter, scratch[thread], size, parts, on, at, g, W, c, V, dW, dc, dV)
+        _gradients(counter, scratch[thread], *given)
 
 
 @compiled
@@ -373,9 +368,9 @@ def drawn(u: Any, p: Any) -> Any:
 
 
 @team
-def _draw_team(counter: Any, scratch: Any, size: int, u: Any, W: Any, c: Any, V: Any, b: Any, bits: Any) -> None:
+def _draw_team(counter: Any, scratch: Any, *given: Any) -> None:
     for thread in numba.prange(len(scratch)):
-        _draw(counter, scratch[thread], size, u, W, c, V, b, bits)
+        _draw(counter, scratch[thread], *given)
 
 
 @compiled

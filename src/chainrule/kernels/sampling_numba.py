@@ -47,51 +47,27 @@ def _draw(u: Tensor, layer: Causal, c: Tensor, alpha: Tensor, b: Tensor) -> Tens
     for k, (start, _) in enumerate(layer.blocks):
         a = layer.before(k, bits).detach().contiguous().numpy()
         given = uniforms, a, layer.triangle(k).detach().contiguous().numpy(), *parameters, bits.numpy(), start
-        threads.run(_walk_block, _walk_block_team, -(-len(u) // size), 0, size, *given)
+        threads.run(_walk_block, _walk_block_team, -(-len(u) // size), 0, size, len(u), *given)
     return bits
 
 
 @team
-def _walk_block_team(
-    counter: Any,
-    scratch: Any,
-    size: int,
-    u: Any,
-    a: Any,
-    within: Any,
-    c: Any,
-    alpha: Any,
-    b: Any,
-    bits: Any,
-    start: int,
-) -> None:
+def _walk_block_team(counter: Any, scratch: Any, *given: Any) -> None:
     for thread in prange(len(scratch)):
-        _walk_block(counter, scratch[thread], size, u, a, within, c, alpha, b, bits, start)
+        _walk_block(counter, scratch[thread], *given)
 
 
 @compiled
-def _walk_block(
-    counter: Any,
-    scratch: Any,
-    size: int,
-    u: Any,
-    a: Any,
-    within: Any,
-    c: Any,
-    alpha: Any,
-    b: Any,
-    bits: Any,
-    start: int,
-) -> None:
+def _walk_block(counter: Any, scratch: Any, size: int, images: int, *given: Any) -> None:
     first = take(counter) * size
-    while first < len(a):
-        for i in range(first, min(first + size, len(a))):
-            _walk_image(u, a, within, c, alpha, b, bits, start, i)
+    while first < images:
+        for i in range(first, min(first + size, images)):
+            _walk_image(i, *given)
         first = take(counter) * size
 
 
 @compiled
-def _walk_image(u: Any, a: Any, within: Any, c: Any, alpha: Any, b: Any, bits: Any, start: int, i: int) -> None:
+def _walk_image(i: int, u: Any, a: Any, within: Any, c: Any, alpha: Any, b: Any, bits: Any, start: int) -> None:
     _, steps, d = a.shape
     for r in range(steps):
         t = start + r
