@@ -1,8 +1,9 @@
-"""One thread for what runs in the process of the tests, whose tensors are tiny, unless a test asks for more.
+"""One thread for torch, in the tests and in the commands that they start, unless a test asks for more.
 
-Two threads on cores that others use as well wait for each other at every step: 30 times the time.
+Their tensors are tiny, and two threads on cores that others use as well wait for each other at every step: 30 times the
+time.
 """
 
-import torch
+import os
 
-torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
