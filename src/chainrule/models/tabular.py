@@ -60,12 +60,8 @@ class Tabular(AutoregressiveDensity):
         self.closed_form = closed_form
         self.theta = nn.Parameter(torch.zeros(2**n - 1))
 
-    def contexts(self, z: Tensor) -> Tensor:
-        """Where each step's context stands in the table: (B, n) bits → (B, n) indices."""
-        return contexts(z)
-
     def conditionals(self, z: Tensor) -> Tensor:
-        return self.theta[self.contexts(z)]
+        return self.theta[contexts(z)]
 
     @torch.no_grad()
     def walk(self, batch: int) -> Generator[Tensor, Tensor, None]:
@@ -80,7 +76,7 @@ class Tabular(AutoregressiveDensity):
     @torch.no_grad()
     def fit(self, z: Tensor) -> None:
         """The maximum of likelihood and prior in closed form, from images (N, n) in chain order."""
-        where = self.contexts(z).flatten()
+        where = contexts(z).flatten()
         zeros = torch.zeros(len(self.theta), dtype=torch.float64, device=self.theta.device)
         met = zeros.index_add(0, where, torch.ones_like(where, dtype=torch.float64))
         ones = zeros.index_add(0, where, z.flatten().double())
