@@ -239,7 +239,7 @@ CASES = {
     "another model": (["decompress", "file=foreign"], "foreign was written by another model"),
     "not a .npy": (["decompress", "file=good", "out=x.png"], "out must end in .npy, got x.png"),
     "no file given": (["compress"], r"missing: file\. Give it as file=…"),
-    "no such split": (["compress", "file=new", "split=dev"], "split must be train, valid or test, got 'dev'"),
+    "no such split": (["compress", "file=new", "split=dev"], "split must be train or valid or test, got 'dev'"),
     "gray images": (["compress", "file=new", "images=gray.npy"], r"each 0 or 1, got .* with other values"),
     "large images": (
         ["compress", "file=new", "images=large.npy"],

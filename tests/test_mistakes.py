@@ -204,7 +204,7 @@ CASES = {
     "no run": Case(["evaluate"], "missing: run"),
     "no such run": Case(["sample", "run=nowhere"], "nowhere is not a run directory: .*chainrule train"),
     "a run that is a file": Case(["sample", "run=RUN/result.json"], "is not a run directory"),
-    "no such split": Case(["evaluate", "run=RUN", "split=dev"], "split must be train, valid or test, got 'dev'"),
+    "no such split": Case(["evaluate", "run=RUN", "split=dev"], "split must be train or valid or test, got 'dev'"),
     "images of another size": Case(["evaluate", "run=RUN", "data=toy", "data.side=4"],
                                    r"\(3, 3\).*\(4, 4\).*data\.side"),
     "no such picture format": Case(["sample", "run=RUN", "out=x.gif"], "out must end in .png or .npy, got x.gif"),

@@ -112,6 +112,12 @@ def test_tables_of_a_strange_folder(strange: Path) -> None:
     assert len(discover(runs)[0]) == 1
 
 
+def test_a_sweep_of_no_jobs_leaves_nothing(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="a sweep of no jobs"):
+        run("train", "-m", *TOY, "seed=range(0)", "+api_key=SECRET")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 # ---- somebody else's cache ------------------------------------------------------------------------------
 
 
@@ -321,7 +327,7 @@ WRONG = {
     "sample run=[a] n=2": "run must be a name or a path",
     "compress run=a file=null": "file is needed",
     "tabulate runs=null": "say where the runs are",
-    "tabulate runs=[1]": "runs must be",
+    "tabulate runs=[1]": "runs must be a list of words",
     "tabulate runs=a sort=null": "sort must be a column, got None",
     "tabulate runs=a columns=5": "columns must be a list of names",
     "tabulate runs=a names=x": "names must be text for text",
@@ -334,7 +340,7 @@ WRONG = {
     "bench optimizer.betas=[{},1] models=[tabular] growth=false": "optimizer: ",
     "bench seed=nope": "seed must be a whole number",
     "claims runs=a claims=[0.5]": "each must be a claim, a rule and its models, got 0.5",
-    "claims runs=a claims=[{model:nade}]": "rule must be one of",
+    "claims runs=a claims=[{model:fvsbn}]": "rule must be one of",
     "check model=fvsbn model._target_=pathlib.Path": "is no AutoregressiveDensity",
     "evaluate run=a ~growth_n.0": "Could not",
 }
@@ -357,6 +363,7 @@ def test_a_key_of_a_wrong_type_is_one_message(words: str, trained: Path, tmp_pat
         (["optimizer._partial_=nope"], "_partial_ flag must be a bool"),
         (["optimizer=[null]"], "NoneType"),
         (["trainer.num_sanity_val_steps=[]"], "trainer.num_sanity_val_steps must be a whole number"),
+        (["paths.runs=null"], "chainrule train: paths.runs is empty: name a folder"),
         (["orders=1e30"], "orders must be grid, a number from 2 to 1000"),
         (["orders=10000000000000000000"], "orders must be grid, a number from 2 to 1000"),
         (["~model._target_"], "model._target_=None is no model"),
@@ -364,6 +371,6 @@ def test_a_key_of_a_wrong_type_is_one_message(words: str, trained: Path, tmp_pat
 )
 def test_a_training_of_what_is_none_is_one_message(words: list[str], said: str, run: Run, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stop:
-        run("train", *TOY, "hydra.run.dir=r", *words)
+        run("train", *TOY, *words)
     assert said in str(stop.value.code)
     assert not list(tmp_path.rglob("*.ckpt"))

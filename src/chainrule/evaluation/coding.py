@@ -268,7 +268,7 @@ def compress(cfg: DictConfig) -> Table:
     """
     check(cfg)
     density, path = load_autoregressive(cfg.run, trust=cfg.trust), Path(cfg.file).expanduser()
-    images = _read(Path(cfg.images).expanduser(), density) if cfg.images else scoring.load_split(cfg)
+    images = _read(Path(str(cfg.images)).expanduser(), density) if cfg.images else scoring.load_split(cfg)
     content = pack(density, images)
     write_whole(path, content)
     sheet = Table(box=box.HORIZONTALS, title=f"{len(images):,} images in {path}", title_justify="left")

@@ -253,8 +253,9 @@ def message(error: BaseException) -> str:  # noqa: PLR0911
         frames = [frame for frame in traceback.extract_tb(cause.__traceback__) if is_own(Path(frame.filename))]
         place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
         return f"{where}: {cause}{place}".removeprefix(": ")
-    if kind == "InterpolationResolutionError" and isinstance(cause, (ValueError, OSError)):
-        return message(cause)
+    wrapped = "ValueError raised while resolving interpolation: "  # OmegaConf leaves no cause
+    if kind == "InterpolationResolutionError" and said.startswith(wrapped):
+        return said.removeprefix(wrapped).partition("\n    full_key: ")[0]
     if isinstance(error, OSError) and error.strerror and error.filename:
         room = ". Make room, or write to another folder" if error.strerror == os.strerror(error.errno or 0) else ""
         return f"{error.filename}: {error.strerror}" + room * (error.errno in FULL)

@@ -132,6 +132,8 @@ class Sweep(Callback):
         """Removes the sweep's command line: a secret may be in it."""
         (Path(config.hydra.runtime.cwd) / config.hydra.sweep.dir / "multirun.yaml").unlink(missing_ok=True)
 
+    on_multirun_end = on_job_start  # of a sweep without jobs
+
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: object) -> None:
         """Drops a finished job's configurations, which would pile up until the end of the sweep."""
         job_return.cfg = job_return.hydra_cfg = None
