@@ -31,27 +31,27 @@ SOURCES = sha256(b"".join(path.read_bytes() for path in sorted(HERE.glob("*.py")
 warn_once = cache(logging.getLogger(__name__).warning)
 
 
-class Cache(FunctionCache):  # type: ignore[misc]
+class Cache(FunctionCache):
     """numba's cache, whose loss costs time and nothing else: what cannot be read or written is compiled again."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__(function)
+        super().__init__(function)  # type: ignore[no-untyped-call]
         # numba looks at a function's own file only; what it calls may stand in another one.
         assert self._cache_file._source_stamp
         self._cache_file._source_stamp = SOURCES
 
     def load_overload(self, *arguments: Any) -> Any:
         try:
-            return super().load_overload(*arguments)
+            return super().load_overload(*arguments)  # type: ignore[no-untyped-call]
         except Exception as error:  # a torn pickle may raise anything
             warn_once("numba's cache in %s cannot be read (%s): compiling again", self.cache_path, type(error).__name__)
             with suppress(OSError):
-                self.flush()
+                self.flush()  # type: ignore[no-untyped-call]
             return None
 
     def save_overload(self, *arguments: Any) -> None:
         try:
-            super().save_overload(*arguments)
+            super().save_overload(*arguments)  # type: ignore[no-untyped-call]
         except Exception as error:
             warn_once("numba's cache in %s cannot be written (%s)", self.cache_path, error)
 
