@@ -55,3 +55,18 @@ def test_it_is_trained_loaded_and_scored_as_a_mixture(tmp_path: Path) -> None:
     assert record.parameters.count == model.density.parameter_count
     assert record.test.mean < 16 * math.log(2)
     assert chainrule.train(model="pixelcnn", data="toy", overrides=[*settings, f"paths.runs={tmp_path}"]) == record
+
+
+@pytest.mark.slow
+def test_it_begins_from_a_network_in_one_order(tmp_path: Path) -> None:
+    small = ["model.channels=4", "model.blocks=1", "model.first=[2,3]", "data.side=4", "samples=1", "logger=none"]
+    settings = [*small, "trainer.enable_progress_bar=false", f"paths.runs={tmp_path}"]
+    one = chainrule.train(model="pixelcnn", data="toy", overrides=[*settings, "trainer.max_epochs=1"])
+    several = [*settings, "trainer.max_epochs=0", "model.told=true", "orders=grid", f"ckpt_path={one.path}"]
+    record = chainrule.train(model="pixelcnn", data="toy", overrides=several)
+    assert record.initialized_from == one.checkpoint_sha256
+    network, x = chainrule.load_model(record.path).density, every_image(16)[::97].float()
+    assert torch.equal(network.reordered("raster").log_prob(x), chainrule.load_model(one.path).log_prob(x))
+    assert not network.told.any()
+    with pytest.raises(ValueError, match="its weights are those of another model: here there is no .*blocks"):
+        chainrule.train(model="fvsbn", data="toy", overrides=["data.side=4", *settings[4:], f"ckpt_path={one.path}"])
