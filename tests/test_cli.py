@@ -308,3 +308,15 @@ def test_output_that_nobody_reads_is_no_error(words: str) -> None:
     with os.fdopen(write, "w") as nobody:
         done = subprocess.run(command, stdout=nobody, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_run_shows_its_configuration_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["data=toy", "model=fvsbn", "logger=none", "trainer.max_epochs=1", "trainer.enable_progress_bar=false"]
+    for wanted in ("null", "true"):  # null: not where no terminal is
+        monkeypatch.setattr(sys, "argv", ["chainrule", "train", *words, f"print_config={wanted}"])
+        cli.main()  # the second time the run is already finished, by the same fingerprint
+        assert ("_target_: chainrule.models.fvsbn.FVSBN" in capsys.readouterr().out) == (wanted == "true")
+    assert len(list(tmp_path.glob("runs/*"))) == 1

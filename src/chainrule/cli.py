@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from chainrule import CONF, __version__
 from chainrule.runs.directory import RunDir, is_mistake, message
-from chainrule.runs.settings import check_texts
+from chainrule.runs.settings import check_texts, public_config
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -57,11 +57,16 @@ def verb() -> Iterator[None]:
 @verb()
 def train(cfg: DictConfig) -> float | None:
     """train, select on validation, score the test set once"""
+    from rich.syntax import Syntax  # noqa: PLC0415
+
     from chainrule.reporting import tables  # noqa: PLC0415
     from chainrule.training import train as training  # noqa: PLC0415
     from chainrule.training.sweep import isolated  # noqa: PLC0415
 
     job = HydraConfig.get()
+    alone = sys.stdout.isatty() and job.mode == RunMode.RUN
+    if alone if cfg.print_config is None else cfg.print_config:
+        _show(Syntax(OmegaConf.to_yaml(OmegaConf.create(public_config(cfg))), "yaml", background_color="default"))
     with isolated(RunDir(Path(job.runtime.output_dir))):
         record = training.train(cfg, job.runtime.output_dir, list(job.overrides.task))
         _show(tables.summary(record))

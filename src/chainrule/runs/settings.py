@@ -37,6 +37,7 @@ RANGES: dict[str, tuple[type, float, float]] = {
 
 CHOICES: dict[str, tuple[object, ...]] = {
     "resume": ("auto", "never", "force"),
+    "print_config": (True, False),
     "trainer.accelerator": ("auto", "cpu", "cuda", "gpu"),
     "trainer.strategy": ("auto", "ddp_spawn"),
     "trainer.num_nodes": (1,),
@@ -115,8 +116,8 @@ SECRETS = ("*key", "*token", "*secret", "*password")
 # Configuration that changes where, how loudly or how well explained a number is computed, but not the number.
 NEUTRAL = (
     *PLACES, *SECRETS, "choices", "choices.*", "resume", "experiment", "tags", "notes", "trust", "samples",
-    "logger", "logger.*", "trainer.logger*", "trainer.enable_*", "trainer.default_root_dir", "trainer.profiler",
-    "trainer.log_every_n_steps",
+    "print_config", "logger", "logger.*", "trainer.logger*", "trainer.enable_*", "trainer.default_root_dir",
+    "trainer.profiler", "trainer.log_every_n_steps",
 )  # fmt: skip
 PRIVATE = (*PLACES, *SECRETS, "ckpt_path")
 # What tells no two settings apart: seeds, names, what the class of a model is called, how fast it computes.
