@@ -129,8 +129,11 @@ def nan_last(value: float) -> tuple[bool, float]:
 
 # ---- labels: what tells rows apart ----------------------------------------------------------------------
 
-PHRASES = {"hidden": "{} units", "smoothness": "smooth", "order": "{}", "max_epochs": "{} epochs", "kernel": "{}"}
-NAMED = ("members", "of")  # in the name of a mixture
+PHRASES = {
+    "hidden": "{} units", "smoothness": "smooth", "order": "{}", "orders": "{} orders", "max_epochs": "{} epochs",
+    "kernel": "{}",
+}  # fmt: skip
+NAMED = ("members", "of", "model.told")  # in the name of a mixture; said by its orders
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
@@ -151,7 +154,7 @@ def _told_apart(records: Sequence[Record]) -> list[str]:
         return len({tuple(t) for t in told}) < len(records)
 
     for key in differing(records):
-        architecture = key.startswith("model.") and key != "model.order"
+        architecture = key == "orders" or (key.startswith("model.") and key != "model.order")
         values = [r.settings.get(key) for r in records]
         if (architecture or alike()) and len({str(value) for value in values}) > 1:
             switch = len({str(value) for value in values if value}) == 1  # it is off, or has this one value
@@ -186,8 +189,8 @@ def _phrase(name: str, value: object, switch: bool) -> list[str]:
 def differing(records: Sequence[Record]) -> list[str]:
     """Dotted keys of settings that differ: the model's first, those of the data, then all others."""
     keys = {key for r in records for key in r.settings if key not in NAMED}
-    rank = {"model": 0, "data": 1}
-    ordered = sorted(keys, key=lambda key: (rank.get(key.partition(".")[0], 2), key == "model.order", key))
+    rank = {"orders": 0, "model": 1, "data": 2}
+    ordered = sorted(keys, key=lambda key: (rank.get(key.partition(".")[0], 3), key == "model.order", key))
     return [key for key in ordered if len({value_text(r.settings.get(key, "")) for r in records}) > 1]
 
 
