@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import finish
 from zoo import build, every_image
 
 import chainrule
@@ -68,5 +69,7 @@ def test_it_begins_from_a_network_in_one_order(tmp_path: Path) -> None:
     network, x = chainrule.load_model(record.path).density, every_image(16)[::97].float()
     assert torch.equal(network.reordered("raster").log_prob(x), chainrule.load_model(one.path).log_prob(x))
     assert not network.told.any()
+    code, said = finish(["certify", f"run={record.path}", "n=4"], tmp_path)
+    assert code == 0, said
     with pytest.raises(ValueError, match=r"its weights are those of another model: here there is no .*blocks"):
         chainrule.train(model="fvsbn", data="toy", overrides=["data.side=4", *settings[4:], f"ckpt_path={one.path}"])

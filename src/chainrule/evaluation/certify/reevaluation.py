@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from chainrule.data import Images
@@ -29,7 +28,7 @@ from chainrule.runs.directory import RunDir, load_config
 from chainrule.runs.fingerprint import model_name
 from chainrule.runs.nll import FILE, disagreement
 from chainrule.runs.record import Estimate, Record
-from chainrule.runs.settings import settings
+from chainrule.runs.settings import public_config, settings
 
 TOLERANCE = 1e-4  # nats: how far a recomputed mean may be from the record's
 IMAGE = 1e-3  # the same for one image, relative to 1 + its NLL: a float32 sum of hundreds of terms
@@ -92,7 +91,6 @@ def _check_configuration(record: Record, config: DictConfig, context: Context) -
     """What the record says of model, data and settings is what ``config.yaml`` and the checkpoint say."""
     density, mixture = context.density, config.get("members")
     order = record.order if config.get("orders") else config.model.get("order", record.order)
-    content = cast(dict[str, object], OmegaConf.to_container(config, resolve=True))
     pairs: dict[str, tuple[object, object]] = {
         "parameters": (
             (density.parameter_count, density.effective_parameter_count),
@@ -103,7 +101,7 @@ def _check_configuration(record: Record, config: DictConfig, context: Context) -
         "order": (order if isinstance(order, str | None) else "given", record.order),
         "shape": (density.shape, record.data.size),
         "seed": (config.seed, record.seed),
-        **{key: (value, record.settings.get(key)) for key, value in settings(content).items()},
+        **{key: (value, record.settings.get(key)) for key, value in settings(public_config(config)).items()},
     }
     for key, (found, recorded) in pairs.items():
         if found != recorded:
