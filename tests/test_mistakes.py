@@ -180,7 +180,7 @@ CASES = {
     "no such accelerator": training("trainer.accelerator must be auto or cpu or .*, got 'abacus'",
                                     "trainer.accelerator=abacus"),
     "no such precision": training("Precision '8-bits' is invalid. Allowed", "trainer.precision=8-bits"),
-    "diverged": training("not finite at step 1, in epoch 0.*learning rate of.*Lower", "model.init_scale=1e38"),
+    "diverged": training(r"not finite at step \d, in epoch 0.*learning rate of.*Lower", "+optimizer.eps=0"),
     "an image of probability 0": training(
         "best.ckpt: alpha0 is not finite: the training diverged",
         "model=fvsbn", "trainer.max_epochs=0", leaves="best.ckpt",
