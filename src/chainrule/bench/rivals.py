@@ -2,7 +2,7 @@
 
 A rival is one function: it takes the model and returns its conditionals over parameters of its own, copies of the
 model's laid out as that code has them. :data:`RIVALS` lists them by the name of the model's configuration; tests hold
-each equal to its model. Everything is in chain order: z (B, n) bits → (B, n) logits.
+each equal to its model, but for :data:`BY_PIXELS`. Everything is in chain order: z (B, n) bits → (B, n) logits.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from chainrule.models.transformer import Transformer
 from chainrule.nn.attention import Block, Cache, rotate
 from chainrule.nn.causal_conv import RowsAbove, RowSoFar
 from chainrule.nn.causal_linear import CausalLinear
+
+
+BY_PIXELS = "single pixels (patch: 1)"  # the only one that is another distribution
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,23 @@ def pixelcnn_masked(model: PixelCNN) -> Rival:
     return Rival(list(twin.parameters()), twin.conditionals, passes=model.dim // model.patch**2)
 
 
+def pixelcnn_by_pixels(model: PixelCNN) -> Rival:
+    """Another function: as wide, as deep and with as large windows, over single pixels (``patch: 1``)."""
+    block, above = model.blocks[0], model.above
+    twin = PixelCNN(
+        shape=model.shape,
+        channels=model.places.shape[1],
+        blocks=len(model.blocks),
+        patch=1,
+        window=(block.K_v.rows, block.K_v.columns),
+        width=block.K_h.columns,
+        first=(above.rows, above.columns),
+        gates=block.gates,
+        dropout=block.dropout,
+    ).to(model.b)
+    return Rival(list(twin.parameters()), twin.conditionals, passes=model.dim)
+
+
 class _Masked(nn.Module):
     """(B, R, C, inputs) → (B, R, C, outputs) by one convolution whose weight is masked at every step."""
 
@@ -240,6 +260,6 @@ RIVALS: dict[str, dict[str, Callable[[Any], Rival]]] = {
     },
     "made": {"dense, masked": made_masked},
     "deep_nade": {"the whole network at each step": deep_nade_whole},
-    "pixelcnn": {"masked convolutions": pixelcnn_masked},
+    "pixelcnn": {"masked convolutions": pixelcnn_masked, BY_PIXELS: pixelcnn_by_pixels},
     "transformer": {"whole attention, no cache": transformer_whole},
 }
