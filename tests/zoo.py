@@ -7,6 +7,7 @@ from typing import cast
 
 import torch
 from hydra.utils import get_class, instantiate
+from numpy.typing import ArrayLike
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -56,3 +57,10 @@ def build(name: str, shape: tuple[int, int] | None = None, seed: int = 0, **argu
 def every_image(n: int = 9) -> Tensor:
     """All 2ⁿ images, (2ⁿ, n) float64."""
     return testing.every_image(n)
+
+
+def chance(counts: ArrayLike, expected: ArrayLike) -> float:
+    """Of counts at least as far from what is expected as these: Pearson's χ² test."""
+    found, wanted = (torch.as_tensor(values, dtype=torch.float64) for values in (counts, expected))
+    chi2, freedom = ((found - wanted) ** 2 / wanted).sum(), torch.tensor(len(found) - 1.0, dtype=torch.float64)
+    return float(torch.special.gammaincc(freedom / 2, chi2 / 2))

@@ -30,7 +30,6 @@ from chainrule.nn.attention import Block, Cache, rotate
 from chainrule.nn.causal_conv import RowsAbove, RowSoFar
 from chainrule.nn.causal_linear import CausalLinear
 
-
 BY_PIXELS = "single pixels (patch: 1)"  # the only one that is another distribution
 
 

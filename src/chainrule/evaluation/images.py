@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid, save_image
+from torch.nn import functional as F
 
 from chainrule.files import content_of, write_whole
 
@@ -18,21 +18,24 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PAPER = 0.35  # gray of the lines between images
+PAPER, GAP = 0.35, 4  # gray and width of the lines between images
 COLORS = "magma"  # dark is little; even steps look even, in gray and to colour-blind eyes, too
 INK, FAINT = "#1f2430", "#8a90a0"
 
 
 def grid(images: Tensor, shape: tuple[int, int], columns: int = 8) -> Tensor:
-    """(N, n) images with values in [0, 1] → (3, H, W): ``columns`` a row, ones in white."""
-    pixels = _enlarged(images.float().view(-1, 1, *shape), 56)  # small images are enlarged, pixel by pixel
-    picture: Tensor = make_grid(pixels, nrow=columns, padding=4, pad_value=PAPER)
-    return picture
+    """(N, n) images with values in [0, 1] → (1, H, W): ``columns`` a row, ones in white."""
+    tiles = F.pad(_enlarged(images.float().view(-1, *shape), 56), (GAP, 0, GAP, 0), value=PAPER)
+    columns = min(columns, len(tiles))
+    tiles = F.pad(tiles, (0, 0, 0, 0, 0, -len(tiles) % columns), value=PAPER)
+    rows = tiles.unflatten(0, (-1, columns)).transpose(1, 2)  # (rows, height, columns, width)
+    return F.pad(rows.flatten(2).flatten(0, 1)[None], (0, GAP, 0, GAP), value=PAPER)
 
 
 def save_grid(images: Tensor, shape: tuple[int, int], path: Path, columns: int = 8) -> None:
     """Writes :func:`grid` as a PNG file."""
-    write_whole(path, content_of(lambda file: save_image(grid(images, shape, columns), file, format="png")))
+    picture = Image.fromarray(as_bytes(grid(images, shape, columns))[..., 0])
+    write_whole(path, content_of(lambda file: picture.save(file, format="PNG")))
 
 
 def save_completions(images: Tensor, observed: Tensor, draws: Tensor, shape: tuple[int, int], path: Path) -> None:
