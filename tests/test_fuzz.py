@@ -237,7 +237,7 @@ def test_every_verb_succeeds_as_it_is(verb: str, home: Path) -> None:
 def test_any_key_of_a_configuration(home: Path) -> None:
     tried = dict.fromkeys((True, False), 0)
 
-    @fuzz(120)
+    @fuzz(40)
     @given(inputs())
     def property_(drawn: tuple[list[str], str, str]) -> None:
         tried[try_key(home, *drawn)] += 1
@@ -411,7 +411,7 @@ def try_file(home: Path, name: str, draw: Callable[[Any], Any]) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_any_field_of_a_run_s_files(name: str, home: Path) -> None:
-    @fuzz(8)
+    @fuzz(3)
     @given(st.data())
     def property_(data: st.DataObject) -> None:
         try_file(home, name, data.draw)
