@@ -224,6 +224,16 @@ def test_tables_and_artifacts(folder: Path, part: Path, logged: Log, record: dic
 
 
 @pytest.mark.slow
+def test_one_network_in_several_orders_shows_its_extremes_too(tmp_path: Path) -> None:
+    train([*FVSBN, "orders=[raster,raster_lr]"], tmp_path)
+    (table,) = parts(tmp_path / "run")[0].glob("files/media/table/test/extremes*.json")
+    extremes = json.loads(table.read_text())
+    assert extremes["columns"] == ["kind", "test image", "nats", "x"]
+    nll = np.load(tmp_path / "run/nll_test.npz")["nll"]
+    assert [row[2] for row in extremes["data"]] == sorted(nll)[:-9:-1] + sorted(nll)[:8]
+
+
+@pytest.mark.slow
 def test_training_is_the_same_with_and_without(folder: Path, record: dict[str, Any]) -> None:
     words = [word for word in NADE if "wandb" not in word]
     for logger in ("none", "csv"):

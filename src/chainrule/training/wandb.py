@@ -307,8 +307,7 @@ def conclude(
         tracker.log_metrics(row, steps)
         if isinstance(density, AutoregressiveDensity) and pixels is not None:
             tracker.log_metrics(_pictures(run, density, images, pixels), steps)
-            tracker.log_metrics({"test/extremes": _extremes(density, images, nll)}, steps)
-        tracker.log_metrics({"samples": _row(run, record)}, steps)
+        tracker.log_metrics({"test/extremes": _extremes(density, images, nll), "samples": _row(run, record)}, steps)
         if tracker.sends_model:
             _send(tracker, "model", [run.best, run.config], record)
         if tracker.sends_nll:
@@ -348,18 +347,23 @@ def _row(run: RunDir, record: Record) -> Table:
     return Table(columns=["run", "model", "seed", "test NLL", "samples"], data=[row])
 
 
-def _extremes(density: AutoregressiveDensity, images: Tensor, nll: np.ndarray) -> Table:
+def _extremes(density: BinaryDensity, images: Tensor, nll: np.ndarray) -> Table:
+    """The test images that cost most and least; pixel by pixel, if the density has an order."""
     from wandb import Table  # noqa: PLC0415
 
     ranked = np.argsort(-nll, kind="stable")
-    chosen = np.concatenate([ranked[:EXTREMES], ranked[::-1][:EXTREMES]])
-    kinds = ["worst"] * len(ranked[:EXTREMES]) + ["best"] * len(ranked[:EXTREMES])
-    shown = images[torch.from_numpy(chosen)]
-    chances, nats = _conditionals(density, shown)
-    table = Table(columns=["kind", "test image", "nats", "x", "p(pixel on)", "nats by pixel"])
-    for kind, i, x, chance, cost in zip(kinds, chosen, shown, chances, nats, strict=True):
-        views = (gray(x, density.shape), gray(chance, density.shape), colored(cost, density.shape, float(nats.max())))
-        table.add_data(kind, int(i), float(nll[i]), *map(_image, views))
+    worst, best = ranked[:EXTREMES].tolist(), ranked[::-1][:EXTREMES].tolist()
+    shown, shape = images[[*worst, *best]], density.shape
+    columns, views = ["x"], [[_image(gray(x, shape))] for x in shown]
+    if isinstance(density, AutoregressiveDensity):
+        columns += ["p(pixel on)", "nats by pixel"]
+        chances, nats = _conditionals(density, shown)
+        for row, chance, cost in zip(views, chances, nats, strict=True):
+            row.extend(map(_image, (gray(chance, shape), colored(cost, shape, float(nats.max())))))
+    table = Table(columns=["kind", "test image", "nats", *columns])
+    kinds = ["worst"] * len(worst) + ["best"] * len(best)
+    for kind, i, row in zip(kinds, [*worst, *best], views, strict=True):
+        table.add_data(kind, i, float(nll[i]), *row)
     return table
 
 
