@@ -98,6 +98,8 @@ def test_every_launcher_runs_a_sweep_to_its_end(launcher: str, tmp_path: Path) -
     said, _ = process.communicate()
     assert process.returncode == 1, said
     assert "2 finished, 2 failed" in said
+    if launcher != "joblib":  # whose workers speak for themselves
+        assert len(re.findall("job [1-4] of 4, fvsbn-toy-s0-[0-9a-f]{8}: (finished|failed)", said)) >= 3
     assert states(tmp_path / "runs") == ["failed", "failed", "finished", "finished"]
 
 

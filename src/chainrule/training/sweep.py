@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
+from threading import Thread
 from typing import ClassVar
 
 from hydra.core.global_hydra import GlobalHydra
@@ -40,6 +43,7 @@ log = logging.getLogger(__name__)
 
 PARENT = "CHAINRULE_SWEEP"  # the process of the sweep itself; jobs may run in it or in others
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # exit codes, as a shell has them
+WATCH = 1.0  # seconds between two looks at jobs that run elsewhere
 STATES = ("finished", "failed", "running elsewhere", "unfinished", "never started")
 
 # What a choice of hydra/launcher, or a verb, needs besides chainrule itself: module → extra.
@@ -127,6 +131,8 @@ class Sweep(Callback):
             jobs.append(Job(run, fingerprint(cfg), " ".join(varied)))
             OmegaConf.copy_cache(from_config=cfg, to_config=config)  # ${now:} stays what it was
         Sweep.jobs = jobs
+        if re.search("submitit|ray", str(config.hydra.launcher._target_)):
+            Thread(target=_watch, args=(jobs,), daemon=True).start()
 
     def on_job_start(self, config: DictConfig, **kwargs: object) -> None:
         """Removes the sweep's command line: a secret may be in it."""
@@ -137,6 +143,19 @@ class Sweep(Callback):
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: object) -> None:
         """Drops a finished job's configurations, which would pile up until the end of the sweep."""
         job_return.cfg = job_return.hydra_cfg = None
+
+
+def _watch(jobs: list[Job]) -> None:
+    """Logs what becomes of jobs, until all have finished: a launcher that sends them elsewhere is mute."""
+    known = [job.outcome[0] for job in jobs]
+    while set(known) != {"finished"}:
+        for number, job in enumerate(jobs):
+            state, nll, why = job.outcome
+            if state != known[number]:
+                known[number] = state
+                said = "running" if state == "running elsewhere" else f"{state} {nll}{why}".strip()
+                log.info("job %d of %d, %s: %s", number + 1, len(jobs), job.run.path.name, said)
+        time.sleep(WATCH)
 
 
 @contextmanager
