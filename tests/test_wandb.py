@@ -267,7 +267,9 @@ def test_a_sweep_is_a_group_whose_runs_are_named_by_what_varies(tmp_path: Path) 
     found = [read(part) for run in sorted((tmp_path / "my-sweep").glob("nade-*")) for part in parts(run)]
     assert [log.run["run_group"] for log in found] == ["my-sweep"] * 2
     names = sorted(log.run["display_name"] for log in found)
-    assert names == [f"nade-data=toy-max_epochs=1-hidden={hidden}-s0" for hidden in (2, 3)]
+    assert names == [f"nade-hidden={hidden}-s0" for hidden in (2, 3)]
+    settings = sorted(json.dumps(log.config["settings"]) for log in found)  # of other sweeps, too, others have others
+    assert all(f"data=toy-max_epochs=1-hidden={hidden}" in said for hidden, said in zip((2, 3), settings, strict=True))
     assert len({log.run["run_id"] for log in found}) == 2
 
 

@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 PARENT = "CHAINRULE_SWEEP"  # the process of the sweep itself; jobs may run in it or in others
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # exit codes, as a shell has them
+UNNAMED = "hydra.job.config.override_dirname.exclude_keys"  # overrides that need not be in a job's name
 WATCH = 1.0  # seconds between two looks at jobs that run elsewhere
 STATES = ("finished", "failed", "running elsewhere", "unfinished", "never started")
 
@@ -119,6 +120,8 @@ class Sweep(Callback):
         with read_write(config), open_dict(config):
             config.hydra.sweeper.params = None
             config.hydra.overrides.task = [f"{key}={','.join(every)}" for key, every in values.items()]
+            constant = ",".join(f"'{key.lstrip('+~')}'" for key, every in values.items() if len(every) == 1)
+            config.hydra.overrides.hydra.append(f"{UNNAMED}=[{constant}]")
         jobs = []
         for number, chosen in enumerate(product(*values.values())):
             overrides = [f"{key}={value}" for key, value in zip(values, chosen, strict=True)]

@@ -69,8 +69,9 @@ class Tracker(WandbLogger):
     """A W&B run: online if the user is logged in and the server answers, else offline in ``run_dir``.
 
     It has one row an epoch, at the number of optimizer steps: a resumed run continues there. Its name is the model
-    with the settings of the command line and the seed, its group the experiment or the sweep; what ``WANDB_NAME``,
-    ``WANDB_RUN_GROUP``, ``WANDB_JOB_TYPE`` and so on say goes before that, and what ``init`` says before these.
+    with the settings of the command line (of a sweep, those that vary) and the seed, its group the experiment or the
+    sweep; what ``WANDB_NAME``, ``WANDB_RUN_GROUP``, ``WANDB_JOB_TYPE`` and so on say goes before that, and what
+    ``init`` says before these.
 
     Args:
         run_dir: the run directory. It remembers the id: a run that is resumed there is the same W&B run.
@@ -118,15 +119,18 @@ class Tracker(WandbLogger):
         self.pictures, self.histograms, self.sends_model, self.sends_nll = pictures, watch, log_model, log_nll
         self._open: int | None = None  # the step of the row that is not finished
         choice("logger.wandb.mode", mode, (None, "online", "offline", "disabled"))
-        label = _label(model)
-        named = {"model": config["model"] | {"name": model}, "data": config["data"] | {"name": data}, "settings": label}
+        named = {
+            "model": config["model"] | {"name": model},
+            "data": config["data"] | {"name": data},
+            "settings": _label(model),
+        }
         try:
             user = wandb.setup(wandb.Settings(silent=True)).settings
             wanted = mode or user.mode
             online = wanted not in ("offline", "dryrun", "disabled") and not _waiting(run_dir) and logged_in()
             own = {
                 "project": None,
-                "name": user.run_name or f"{label}-s{seed}",
+                "name": user.run_name or f"{_label(model, varying=True)}-s{seed}",
                 "group": user.run_group or _group(),
                 "job_type": user.run_job_type or "train",
                 "tags": list(dict.fromkeys([model, data, *(config.get("tags") or ()), *(user.run_tags or ()), *tags])),
@@ -177,11 +181,14 @@ class Tracker(WandbLogger):
             self._open = None
 
 
-def _label(model: str) -> str:
-    """The model and the settings of the command line: ``nade-hidden=16-lr=0.01``."""
-    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    given = dict(word.lstrip("+~").partition("=")[::2] for word in words)
-    settings = without((*NEUTRAL, "seed", "model"), given)
+def _label(model: str, *, varying: bool = False) -> str:
+    """The model and the settings of the command line, in a sweep perhaps only those that vary: ``nade-hidden=16``."""
+    if not HydraConfig.initialized():
+        return model
+    job = HydraConfig.get()
+    given = dict(word.lstrip("+~").partition("=")[::2] for word in job.overrides.task)
+    same = job.job.config.override_dirname.exclude_keys if varying else ()
+    settings = without((*NEUTRAL, *same, "seed", "model"), given)
     return "-".join([model, *(f"{key.rpartition('.')[2]}={value}" for key, value in settings.items())])[:LABEL]
 
 
