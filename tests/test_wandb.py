@@ -224,6 +224,13 @@ def test_tables_and_artifacts(folder: Path, part: Path, logged: Log, record: dic
 
 
 @pytest.mark.slow
+def test_the_picture_of_a_dashboard_is_drawn_from_what_was_sent(folder: Path, tmp_path: Path) -> None:
+    script = ROOT / "scripts/draw_dashboard"
+    subprocess.run([sys.executable, str(script), str(folder), str(tmp_path / "d.png")], check=True)
+    assert np.asarray(Image.open(tmp_path / "d.png").convert("L")).std() > 10
+
+
+@pytest.mark.slow
 def test_one_network_in_several_orders_shows_its_extremes_too(tmp_path: Path) -> None:
     train([*FVSBN, "orders=[raster,raster_lr]"], tmp_path)
     (table,) = parts(tmp_path / "run")[0].glob("files/media/table/test/extremes*.json")
