@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from chainrule import cli
 from chainrule.runs.directory import discover
 from chainrule.runs.load import read_checkpoint
 from chainrule.runs.record import Record
+from chainrule.training import train as training
 
 TOY = ["data=toy", "logger=csv", "trainer.enable_progress_bar=false"]
 ENTROPY = np.log(14)  # of bars and stripes, 3×3
@@ -184,6 +186,32 @@ def test_mixed_precision_trains_and_is_scored_in_float32(model: str, run: Run, t
     )
     assert chainrule.load_model(tmp_path / "r").dtype == torch.float32
     assert Record.read(tmp_path / "r").nll["test"].mean < 16 * np.log(2)
+
+
+def test_mixed_precision_with_a_fused_optimizer_and_clipping(run: Run, tmp_path: Path) -> None:
+    words = [
+        "model=fvsbn",
+        "optimizer=adamw",
+        "optimizer.lr=0.1",
+        "trainer.max_epochs=2",
+        "trainer.gradient_clip_val=0.01",
+    ]
+    run("train", *TOY, *words, "trainer.precision=bf16-mixed", "hydra.run.dir=r")
+    run("train", *TOY, *words, "hydra.run.dir=s")
+    in_bfloat16, clipped = (Record.read(tmp_path / name).nll["valid"].mean for name in "rs")
+    assert in_bfloat16 == pytest.approx(clipped, abs=0.05)
+
+
+@pytest.mark.parametrize(("delay", "warned"), [(0.05, True), (0.0, False)])
+def test_a_processor_on_which_bfloat16_is_slow_is_told(
+    delay: float, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def convolve(x: torch.Tensor, weight: torch.Tensor) -> None:
+        time.sleep(0.01 + delay * (x.dtype == torch.bfloat16))
+
+    monkeypatch.setattr(torch, "conv2d", convolve)
+    training.probe_bfloat16()
+    assert ("trainer.precision=32-true" in caplog.text) == warned
 
 
 def test_train_returns_what_a_sweep_minimizes(tmp_path: Path) -> None:

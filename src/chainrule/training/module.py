@@ -94,6 +94,16 @@ class DensityModule(L.LightningModule):
             {"train/nll": mean, "train/images_per_second": self.images_per_second, "lr": rate}, sync_dist=True
         )
 
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clips fused optimizers' gradients in bfloat16, too: Lightning refuses that for the sake of float16's scaler."""
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if gradient_clip_val and gradient_clip_algorithm in (None, "norm") and not scaled:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["image_shape"] = list(self.density.shape)
         checkpoint["images_per_second"], checkpoint["kernel"] = self.images_per_second, self.kernel

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ log = logging.getLogger(__name__)
 
 COMPLETED = 8  # test images in a run's completions.png
 SIGTERM_CODE = 143
+SLOWER = 1.3  # times; below, it may be noise
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
 
 
@@ -237,6 +239,8 @@ def _trainer(cfg: DictConfig, run: RunDir, callbacks: Sequence[Callback]) -> L.T
     # W&B's in front: callbacks behind one that averages see raw weights.
     chosen = [WandbCallback(), *chosen, StopOnNonFinite(), *callbacks, Child()]
     class_named(str(cfg.trainer._target_), L.Trainer)
+    if str(cfg.trainer.precision).startswith("bf16") and _accelerator(cfg.trainer.accelerator) == "cpu":
+        probe_bfloat16()
     profiler = cfg.trainer.get("profiler")
     rank_zero_only.rank = 0  # type: ignore[attr-defined] # whatever a cluster's environment says: this process is the first of its run
     try:
@@ -318,6 +322,20 @@ def _record(cfg: DictConfig, run: RunDir, fitted: Fitted, overrides: Sequence[st
     record.write(run.path)
     (run.checkpoints / PREVIOUS).unlink(missing_ok=True)  # nobody resumes from there any more
     return record
+
+
+@torch.no_grad()
+def probe_bfloat16() -> None:
+    """Warns where convolutions in bfloat16 are slower than in float32, perhaps by far: no processor's name says it."""
+    times = {}
+    for kind in (torch.float32, torch.bfloat16):
+        x, weight = torch.randn(8, 32, 28, 28, dtype=kind), torch.randn(32, 32, 3, 3, dtype=kind)
+        torch.conv2d(x, weight)
+        started = time.perf_counter()
+        torch.conv2d(x, weight)
+        times[kind] = time.perf_counter() - started
+    if (slower := times[torch.bfloat16] / times[torch.float32]) > SLOWER:
+        log.warning("bfloat16 is %.1f times slower than float32 on this CPU: use trainer.precision=32-true", slower)
 
 
 def _accelerator(name: str) -> str:
