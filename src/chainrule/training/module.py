@@ -97,7 +97,7 @@ class DensityModule(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clips fused optimizers' gradients in bfloat16, too: Lightning refuses that for the sake of float16's scaler."""
+        """Clips in bfloat16 with a fused optimizer, too: Lightning refuses that, for the sake of float16's scaler."""
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         if gradient_clip_val and gradient_clip_algorithm in (None, "norm") and not scaled:
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
