@@ -232,11 +232,17 @@ def sections(records: Iterable[Record], published: bool | str = True, invalid: b
     for r in records:
         sets.setdefault(test_set(r), []).append(r)
     found = []
-    for (name, height, width, sha256), alike in sorted(sets.items(), key=lambda s: (s[0][0], -s[0][1], s[0][3])):
+    for (name, height, width, sha256), alike in sorted(sets.items(), key=_rank):
         distinct, copies = _without_copies(alike)
         theirs = neighbours(name, height * width, sha256, published, invalid)
         found.append(Section(name, height, width, sha256, group(distinct), theirs, copies))
     return found
+
+
+def _rank(found: tuple[tuple[str, int, int, str], object]) -> tuple[bool, str, int, str]:
+    """The images that papers use come first, and large ones before small ones."""
+    name, height, _, sha256 = found[0]
+    return name != "static", name, -height, sha256
 
 
 def _without_copies(records: Sequence[Record]) -> tuple[list[Record], list[tuple[Record, Record]]]:
