@@ -16,6 +16,7 @@ from PIL import Image
 from zoo import ROOT, build, every_image
 
 from chainrule.data import Toy
+from chainrule.evaluation import scoring
 from chainrule.evaluation.images import save_completions, save_grid
 from chainrule.evaluation.scoring import nll_per_image, statistics
 from chainrule.runs.record import write_json
@@ -38,6 +39,19 @@ def test_a_short_last_batch_weighs_what_it_is_worth(batch: int) -> None:
     exact = -module.density.log_prob(x).mean().item()
     assert module.val_nll.compute().item() == pytest.approx(exact, abs=1e-12)
     assert statistics(nll_per_image(module.density, x))["mean"] == pytest.approx(exact, abs=1e-12)
+
+
+def test_scoring_that_takes_long_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(scoring, "MUTE", -1.0)
+    monkeypatch.setattr(scoring, "BATCH", 100)
+    with caplog.at_level("INFO"):
+        nll_per_image(build("fvsbn"), every_image()[:250])
+    assert [record.getMessage() for record in caplog.records] == [
+        "scored 100 of 250 images",
+        "scored 200 of 250 images",
+    ]
 
 
 def test_the_loss_is_the_nll_less_the_share_of_the_prior() -> None:

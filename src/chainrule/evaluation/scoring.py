@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +23,10 @@ from chainrule.runs.record import Estimate, Record
 from chainrule.runs.settings import check, public_config
 from chainrule.validate import choice
 
+log = logging.getLogger(__name__)
+
 TRAIN_SUBSET = 10_000  # training images scored for the record: the first ones, as many as are in the test set
+MUTE = 10.0  # seconds without a line
 BATCH = 250  # images scored at once: of a deep model, a layer's outputs must fit into memory
 
 
@@ -79,8 +84,15 @@ def splits(data: Images) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, device: torch.device) -> Tensor:
-    """``function`` of images (N, n), a part of them at a time on the device: float64, on the CPU."""
-    return torch.cat([function(x.to(device)).double().cpu() for x in images.split(BATCH)])
+    """``function`` of images (N, n), a part of them at a time on the device: float64, on the CPU; slow ones say so."""
+    found, done, said = [], 0, time.monotonic()
+    for x in images.split(BATCH):
+        found.append(function(x.to(device)).double().cpu())
+        done += len(x)
+        if time.monotonic() - said > MUTE and done < len(images):
+            said = time.monotonic()
+            log.info("scored %s of %s images", f"{done:,}", f"{len(images):,}")
+    return torch.cat(found)
 
 
 def nll_per_image(density: BinaryDensity, images: Tensor) -> np.ndarray:

@@ -173,6 +173,7 @@ def _fit(cfg: DictConfig, run: RunDir, callbacks: Sequence[Callback] = ()) -> Fi
             trainer.validate(module, datamodule=data, verbose=False)
         trainer.save_checkpoint(run.best)
     best = load_selected(run, trust=str(cfg.model._target_))
+    log.info("scoring %s validation images with the selected weights", f"{len(data.valid):,}")
     return Fitted(best, data, nll_per_image(best, data.valid), progress(run.checkpoints), trainer.loggers)
 
 
@@ -277,6 +278,7 @@ def _record(cfg: DictConfig, run: RunDir, fitted: Fitted, overrides: Sequence[st
     """Scores what was fitted, and writes everything that a finished run has, the record last."""
     best, data = fitted.density, fitted.data
     train, _, test = splits(data).values()
+    log.info("scoring %s training and %s test images", f"{len(train):,}", f"{len(test):,}")
     scores = {"train": nll_per_image(best, train), "valid": fitted.valid, "test": nll_per_image(best, test)}
     check_finite(scores)
     by_pixel = {}
