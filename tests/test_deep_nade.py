@@ -29,13 +29,21 @@ def test_the_loss_is_the_nll_of_a_random_order_in_expectation(monkeypatch: pytes
     model, x = build("deep_nade", shape=(2, 2)), testing.every_image(4)
     expected = -torch.stack([model.reordered(order).log_prob(x) for order in EVERY_ORDER]).mean(0)
     losses = []
-    for order, observed in itertools.product(EVERY_ORDER, range(4)):
-        keys = torch.empty(4)
+    for order, k in itertools.product(EVERY_ORDER, range(len(x))):
+        keys, first = torch.empty(4), torch.tensor((k + 0.5) / len(x))  # where in [0, 1) the batch begins
         keys[list(order)] = torch.arange(4.0)  # whose ranks are the order
-        monkeypatch.setattr(torch, "rand", lambda size, keys=keys, **_: keys.expand(size))
-        monkeypatch.setattr(torch, "randint", lambda n, size, d=observed, **_: torch.full(size, d))
+        drawn = {(): first, x.shape: keys.expand(x.shape)}
+        monkeypatch.setattr(torch, "rand", lambda size, drawn=drawn, **_: drawn[tuple(size)])
         losses.append(model.loss(x))
     torch.testing.assert_close(torch.stack(losses).mean(0), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_batch_spreads_the_numbers_of_observed_pixels_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = build("deep_nade", shape=(2, 5)), []
+    logits = model._logits
+    monkeypatch.setattr(model, "_logits", lambda x, m: (seen.append(m), logits(x, m))[1])
+    model.loss(torch.zeros(20, 10))
+    assert sorted(seen[0].sum(1).tolist()) == [d for d in range(10) for _ in range(2)]
 
 
 def test_the_loss_draws_every_number_and_set_of_observed_pixels_alike(monkeypatch: pytest.MonkeyPatch) -> None:
