@@ -117,6 +117,16 @@ def test_the_python_example(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert tuple(names["nats"].shape) == (16,)  # type: ignore[attr-defined]
 
 
+def test_the_page_about_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for example in re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL):
+        exec(compile(example, "python.md", "exec"), names)  # the examples are ours
+    assert len(names["rows"]) == 1  # type: ignore[arg-type]
+    assert tuple(names["completed"].shape) == (16, 9)  # type: ignore[attr-defined]
+    assert names["loss"].item() > 0  # type: ignore[attr-defined]
+
+
 def test_the_first_result_is_within_two_screens() -> None:
     assert README.index("![samples]") < len("".join(README.splitlines(keepends=True)[:80]))
 
