@@ -306,7 +306,9 @@ def test_a_run_that_is_asked_to_stop_after_its_training_does(
     os.kill(process.pid or 0, number)
     process.join(30)
     assert process.exitcode == code
-    assert len(output.read_text().splitlines()) == 2  # what it trains, and that it was stopped
+    *log, last = output.read_text().splitlines()
+    assert all(" INFO " in line for line in log)  # and no traceback
+    assert last.endswith("rerun the same command to resume")
     fvsbn.end(run)
 
 

@@ -69,7 +69,12 @@ def learning_curves(runs: Sequence[tuple[str, Points, Points, int | None]]) -> F
     low = min(y for points in curves for _, y in points)
     room = 0.05 * (high - low) or 0.5
     axes.set_ylim(low - room, high + room)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    lengths = [points[-1][0] for points in curves]
+    if max(lengths) > 8 * min(lengths):  # short trainings would be a line upwards
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _labelled(figure, axes, "epoch", "NLL (nats per image)")
 
 
