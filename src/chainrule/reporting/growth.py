@@ -50,15 +50,15 @@ def growth_figure(bench: Bench) -> Figure:
     styles = {model: STYLES[i % len(STYLES)] for i, model in enumerate(models)}
     variables = [v for v in VARIABLES if any(point["against"] == v for point in growth["points"])]
     panels = [(variable, key) for variable in variables for key in MEASURES]
-    count = max(1, len(panels) + bool(rivals))
-    columns = min(count, 3 if count > 4 else 2)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(4.8 * columns, 3.7 * rows), layout="constrained", dpi=130)
+    columns = max(1, min(2, len(panels)))
+    rows = -(-len(panels) // columns) + bool(rivals)
+    figure = Figure(figsize=(6.2 * columns, 3.4 * max(1, rows)), layout="constrained", dpi=130)
     FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(max(1, rows), columns)
     for i, (variable, key) in enumerate(panels):
-        _draw_growth(figure.add_subplot(rows, columns, i + 1), growth, variable, key, styles)
+        _draw_growth(figure.add_subplot(grid[i // columns, i % columns]), growth, variable, key, styles)
     if rivals:
-        _draw_rivals(figure.add_subplot(rows, columns, count), rivals, styles)
+        _draw_rivals(figure.add_subplot(grid[-1, :]), rivals, styles)
     claims = {fit["model"]: fit["claim"] for fit in growth["fits"] if fit["claim"]}
     if claims:
         dashed = ", ".join(f"{claim} ({model})" for model, claim in claims.items())
@@ -82,7 +82,7 @@ def _draw_growth(ax: Axes, growth: Bench, variable: str, key: str, styles: Mappi
             ax.plot(x, last * grown / grown[-1], "--", color=GREY, linewidth=1.1, zorder=1)
     ax.set_title(title, loc="left", fontsize=10)
     ax.set_xlabel(VARIABLES[variable], fontsize=9)
-    ax.legend(fontsize=8, frameon=False, loc="upper left")
+    ax.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     _tidy(ax)
 
 
@@ -93,7 +93,8 @@ def _draw_rivals(ax: Axes, rivals: Sequence[Bench], styles: Mapping[str, str]) -
     drawn = ax.barh(names, [bar["ratio"]["median"] for bar in bars], color=[styles[bar["model"]][:7] for bar in bars])
     ax.bar_label(drawn, [f"{bar['ratio']['median']:.3g}×" for bar in bars], padding=3, fontsize=8)
     ax.set_xscale("log")
-    ax.set_xlim(1, 2 * max([1, *(bar["ratio"]["median"] for bar in bars)]))
+    ratios = [1, *(bar["ratio"]["median"] for bar in bars)]
+    ax.set_xlim(0.8 * min(ratios), 2 * max(ratios))
     ax.set_title("training step of rivals, times this package's", loc="left", fontsize=10)
     _tidy(ax)
 
