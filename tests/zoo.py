@@ -62,5 +62,6 @@ def every_image(n: int = 9) -> Tensor:
 def chance(counts: ArrayLike, expected: ArrayLike) -> float:
     """Of counts at least as far from what is expected as these: Pearson's χ² test."""
     found, wanted = (torch.as_tensor(values, dtype=torch.float64) for values in (counts, expected))
+    assert torch.isclose(found.sum(), wanted.sum(), rtol=1e-8)  # else it is no test of these
     chi2, freedom = ((found - wanted) ** 2 / wanted).sum(), torch.tensor(len(found) - 1.0, dtype=torch.float64)
     return float(torch.special.gammaincc(freedom / 2, chi2 / 2))

@@ -240,13 +240,14 @@ def _trainer(cfg: DictConfig, run: RunDir, callbacks: Sequence[Callback]) -> L.T
     # W&B's in front: callbacks behind one that averages see raw weights.
     chosen = [WandbCallback(), *chosen, StopOnNonFinite(), *callbacks, Child()]
     class_named(str(cfg.trainer._target_), L.Trainer)
-    if str(cfg.trainer.precision).startswith("bf16") and _accelerator(cfg.trainer.accelerator) == "cpu":
+    accelerator = _accelerator(cfg.trainer.accelerator)
+    if accelerator == "cpu" and str(cfg.trainer.get("precision")).startswith("bf16"):
         probe_bfloat16()
     profiler = cfg.trainer.get("profiler")
     rank_zero_only.rank = 0  # type: ignore[attr-defined] # whatever a cluster's environment says: this process is the first of its run
     try:
         trainer: L.Trainer = instantiate(cfg.trainer, _partial_=True, _convert_="all")(
-            accelerator=_accelerator(cfg.trainer.accelerator),
+            accelerator=accelerator,
             callbacks=chosen,
             plugins=[SealedFiles(), LightningEnvironment()],
             enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in chosen),
