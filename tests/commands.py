@@ -12,7 +12,10 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["chainrule.cli", "chainrule.training.train", "chainrule.training.search", "commands"])
+CONTEXT.set_forkserver_preload(
+    ["chainrule.cli", "chainrule.training.train", "chainrule.training.search", "chainrule.kernels.nade_numba",
+     "chainrule.kernels.sampling_numba", "commands"]
+)  # fmt: skip
 
 
 def start(

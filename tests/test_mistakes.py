@@ -9,7 +9,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -303,9 +302,8 @@ CASES = {
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, by the command itself."""
     folder = tmp_path_factory.mktemp("trained")
-    command = [str(Path(sys.executable).with_name("chainrule")), "train", *TOY, "model=fvsbn", "hydra.run.dir=RUN"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    code, said = finish(["train", *TOY, "model=fvsbn", "hydra.run.dir=RUN"], folder)
+    assert code == 0, said
     return folder / "RUN"
 
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import finish
 from zoo import MODELS, ROOT
 
 from chainrule import cli
@@ -139,16 +140,12 @@ def test_a_model_of_ones_own_is_what_its_page_says(tmp_path: Path) -> None:
         (tmp_path / file).parent.mkdir(parents=True)
         (tmp_path / file).write_text(content)
     (block,) = re.findall(r"```text\n(chainrule.*?)```", page, re.DOTALL)
-    chainrule = str(Path(sys.executable).with_name("chainrule"))
     for line in block.strip().splitlines():
         words = shlex.split(line.partition("#")[0])[1:]
         words += SHORT[1:] if words[0] == "train" else []
-        done = subprocess.run([chainrule, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        code, said = finish(words, tmp_path)
+        assert code == 0, said
     (run,) = (tmp_path / "runs").iterdir()
     assert run.name.startswith("foo-toy-s0-")
-    done = subprocess.run(
-        [chainrule, "sample", f"run={run}"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert "trust=mine.foo" in done.stderr
-    subprocess.run([chainrule, "sample", f"run={run}", "trust=mine.foo"], cwd=tmp_path, check=True)
+    assert "trust=mine.foo" in finish(["sample", f"run={run}"], tmp_path)[1]
+    assert finish(["sample", f"run={run}", "trust=mine.foo"], tmp_path)[0] == 0

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import finish
 
 MODEL = '''
 import torch
@@ -28,7 +29,6 @@ class Foo(AutoregressiveDensity):
         before = torch.cumsum(z, 1) - z
         return self.bias + self.weight * activation(before)
 '''
-MAIN = "from chainrule.cli import main; main()"
 TRAIN = ["train", "--config-dir=configs", "model=foo", "data=toy", "logger=none", "trainer.max_epochs=2", "samples=2"]
 
 
@@ -43,16 +43,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-c", MAIN, *words]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
-
-
 @pytest.fixture(scope="module")
 def run(home: Path) -> Path:
-    done = command(home, *TRAIN)
-    assert done.returncode == 0, done.stderr
+    code, said = finish(TRAIN, home)
+    assert code == 0, said
     (run,) = home.glob("runs/foo-toy-s0-*")
     return run
 
@@ -61,12 +55,11 @@ def test_it_is_trained_and_every_verb_knows_it(home: Path, run: Path) -> None:
     record = json.loads((run / "result.json").read_text())
     assert record["model"] == "foo"
     assert "order" not in record  # its configuration has none
-    assert command(home, *TRAIN).stdout.count("already finished") == 1
-    trust = "trust=mine.foo"
+    assert finish(TRAIN, home)[1].count("already finished") == 1
     for words in (["evaluate"], ["sample", "n=4"], ["complete", "n=2"], ["certify", "n=5"]):
-        done = command(home, *words, f"run={run}", trust)
-        assert done.returncode == 0, done.stdout + done.stderr
-    assert "foo" in command(home, "tabulate", "runs=runs", "published=false").stdout
+        code, said = finish([*words, f"run={run}", "trust=mine.foo"], home)
+        assert code == 0, said
+    assert "foo" in finish(["tabulate", "runs=runs", "published=false"], home)[1]
 
 
 def test_its_code_is_part_of_its_fingerprint(home: Path, run: Path) -> None:
@@ -74,19 +67,19 @@ def test_its_code_is_part_of_its_fingerprint(home: Path, run: Path) -> None:
     before = layers.read_text()
     layers.write_text(before.replace("relu", "tanh"))
     try:
-        done = command(home, *TRAIN)
-        assert done.returncode == 0
-        assert "differs only by code" in done.stdout
+        code, said = finish(TRAIN, home)
+        assert code == 0, said
+        assert "differs only by code" in said
         assert len(list(home.glob("runs/foo-toy-s0-*"))) == 2
     finally:
         layers.write_text(before)
 
 
 def test_nothing_is_imported_that_is_not_trusted(home: Path, run: Path) -> None:
-    done = command(home, "evaluate", f"run={run}")
-    assert done.returncode == 1
-    assert "mine.foo.Foo is no part of chainrule" in done.stderr
-    assert "trust=mine.foo" in done.stderr
+    code, said = finish(["evaluate", f"run={run}"], home)
+    assert code == 1
+    assert "mine.foo.Foo is no part of chainrule" in said
+    assert "trust=mine.foo" in said
     evil = home / "evil.py"
     evil.write_text("open('executed', 'w')\n")
     config = (run / "config.yaml").read_text()
@@ -96,7 +89,7 @@ def test_nothing_is_imported_that_is_not_trusted(home: Path, run: Path) -> None:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         done = subprocess.run([sys.executable, "-c", load], cwd=home, env=environment, capture_output=True, check=False)
         assert b"evil.NADE is no part of chainrule" in done.stderr
-        assert command(home, "evaluate", f"run={run}").returncode == 1
+        assert finish(["evaluate", f"run={run}"], home)[0] == 1
         assert not (home / "executed").exists()
     finally:
         (run / "config.yaml").write_text(config)
@@ -113,20 +106,20 @@ def test_what_was_imported_is_trusted(home: Path, run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("module", "expected"),
     [("import no_such_library\n" + MODEL, "No module named 'no_such_library'"),
      (MODEL.replace("super().__init__(shape=shape, order", "super().__init__(shape=shape, oder"), "oder"),
      (MODEL.replace("- z\n", "\n"), "the model sees what it predicts")],
 )  # fmt: skip
-def test_its_mistakes_are_told(code: str, said: str, home: Path, tmp_path: Path) -> None:
+def test_its_mistakes_are_told(module: str, expected: str, home: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/foo.py").write_text(code)
+    (tmp_path / "mine/foo.py").write_text(module)
     (tmp_path / "mine/layers.py").write_text((home / "mine/layers.py").read_text())
     (tmp_path / "configs/model").mkdir(parents=True)
     (tmp_path / "configs/model/foo.yaml").write_text("_target_: mine.foo.Foo\n")
-    done = command(tmp_path, *TRAIN)
-    assert done.returncode == 1
-    assert said in done.stderr
+    code, said = finish(TRAIN, tmp_path)
+    assert code == 1
+    assert expected in said
     assert not list(tmp_path.rglob("*.ckpt"))
 
 

@@ -101,8 +101,15 @@ def sources(built: tuple[str, ...]) -> dict[str, Path]:
     """The modules that compute what these targets do, and their files: of chainrule, and of the user's own."""
     found = {module: file for module in ALONE if (file := _file(module))}
     wanted = [*ALWAYS, *built]
+    foreign: dict[str, bool] = {"chainrule": False}  # libraries are large: none is read to find what is in it
     while wanted:
-        module, file = _located(wanted.pop())
+        name = wanted.pop()
+        top = name.partition(".")[0]
+        if top not in foreign:
+            foreign[top] = (origin := _file(top)) is not None and not is_own(origin)
+        if foreign[top]:
+            continue
+        module, file = _located(name)
         if file is None or module in found or IDLE.match(module) or not (module.startswith(OWN) or is_own(file)):
             continue
         found[module] = file
