@@ -285,7 +285,7 @@ CASES = {
     "a metric that nobody measures": training(
         "EarlyStopping monitors 'val/loss': there are", "callbacks=[early_stopping]",
         "callbacks.early_stopping.monitor=val/loss"),
-    "one beta too few": training("optimizer or scheduler: ", "optimizer.betas=[0.9]"),
+    "one beta too few": training(r"optimizer or scheduler: .*betas=\[0.9\].*conf/", "optimizer.betas=[0.9]"),
     "no such profiler": training("trainer: .*profiler", "+trainer.profiler=slow"),
     "weights from nowhere": training("nowhere is not a run directory", "ckpt_path=nowhere"),
     "weights of another model": training("its weights do not fit this model", "ckpt_path=RUN", "data.side=4"),

@@ -252,7 +252,7 @@ def test_a_label_says_what_varies(tmp_path: Path) -> None:
     write(tmp_path / "d", config__model__hidden=500, config__optimizer__lr=0.1, nll__test__mean=90.0)
     write(tmp_path / "e", model="fvsbn", config__optimizer__lr=0.1, nll__test__mean=91.0)
     assert labels(tmp_path) == [
-        "nade, 1000 units, smooth, raster_ud, lr 0.001", "nade, 500 units, lr 0.001", "fvsbn, lr 0.5",
+        "nade, 1000 units, smooth", "nade, 500 units, lr 0.001", "fvsbn, lr 0.5",
         "nade, 500 units, lr 0.1", "fvsbn, lr 0.1",
     ]  # fmt: skip
     assert {row["config.optimizer.lr"] for row in ours(tmp_path)} == {"0.001", "0.1", "0.5"}
@@ -383,7 +383,7 @@ def test_missing_seeds_and_mixed_versions_are_said(tmp_path: Path) -> None:
     write(tmp_path / "a1", seed=1, git__commit="fedcba9876")
     write(tmp_path / "b0", seed=0, model="fvsbn")
     text = tabulate(tmp_path, "markdown")
-    assert "missing: fvsbn has no seed 1" in text
+    assert "missing: seed 1 of fvsbn" in text
     assert "different versions of the code, abc, fedcba98" in text
 
 

@@ -249,7 +249,7 @@ def main() -> None:
     if name in ("-sc", "--shell-completion"):
         name, overrides = _completed_verb(), ["-sc", *overrides]
     if name not in VERBS:
-        sys.exit(f"chainrule: no command {name!r}; there are {', '.join(VERBS)}. See chainrule --help")
+        sys.exit(f"chainrule: no command {name!r}; there are {', '.join([*VERBS, 'list'])}. See chainrule --help")
     if {"-h", "--help"} & set(overrides):
         _show(keys(name))
         return
@@ -420,11 +420,12 @@ def choices(words: Sequence[str]) -> str:
     for kind in wanted:
         lines.append(f"{kind} ({LISTS[kind]}=)")
         files = {file.stem: file for folder in folders for file in (folder / LISTS[kind]).glob("*.yaml")}
+        width = max(map(len, files), default=0)
         for name, file in sorted(files.items()):
             comment = re.match(r"(?:# @package.*\n)?((?:#.*\n)*)", file.read_text(encoding="utf-8"))
             said = " ".join(line.removeprefix("#").strip() for line in comment[1].splitlines()) if comment else ""
             first = re.split(r"(?<=\.)\s", said)[0].rstrip(".")
-            lines.append(f"  {name:<19} {first}")
+            lines.append(f"  {name:<{width}}  {first}")
     return "\n".join(lines)
 
 

@@ -147,27 +147,29 @@ def labels(rows: Sequence[Row]) -> list[str]:
 
 
 def _told_apart(records: Sequence[Record]) -> list[str]:
-    """Settings of the model as far as they differ; its order and all others only where rows are still alike."""
+    """Settings of the model as far as they differ; its order and all others only of rows that are still alike."""
     told = [[] if r.complete else ["partial"] for r in records]
 
-    def alike() -> bool:
-        return len({tuple(t) for t in told}) < len(records)
+    def tell(said: Sequence[Sequence[str]], everywhere: bool = False) -> None:
+        """Adds what is said of a row, where it tells the row from one that was told the same so far."""
+        before = list(told)
+        for i, text in enumerate(said):
+            alike = [other for t, other in zip(before, said, strict=True) if t == before[i]]
+            if everywhere or any(other != text for other in alike):
+                told[i] = [*told[i], *text]
 
     for key in differing(records):
-        architecture = key == "orders" or (key.startswith("model.") and key != "model.order")
         values = [r.settings.get(key) for r in records]
-        if (architecture or alike()) and len({str(value) for value in values}) > 1:
-            switch = len({str(value) for value in values if value}) == 1  # it is off, or has this one value
-            name = _short(key, records)
-            told = [[*t, *_phrase(name, value, switch)] for t, value in zip(told, values, strict=True)]
+        switch = len({str(value) for value in values if value}) == 1  # it is off, or has this one value
+        name = _short(key, records)
+        architecture = key == "orders" or (key.startswith("model.") and key != "model.order")
+        tell([_phrase(name, value, switch) for value in values], architecture)
     more: Sequence[Callable[[Record], str]] = (
         lambda r: r.target.rpartition(".")[2], lambda r: r.target, lambda r: r.kernel or "no kernel",
         lambda r: f"{three_digits(r.parameters.count / 1e6)}M parameters", lambda r: r.path.resolve().name,
     )  # fmt: skip
     for say in more:
-        said = [say(r) for r in records]
-        if alike() and len(set(said)) > 1:
-            told = [[*t, text] for t, text in zip(told, said, strict=True)]
+        tell([[say(r)] for r in records])
     return [", ".join([r.name, *t]) for r, t in zip(records, told, strict=True)]
 
 
@@ -274,11 +276,11 @@ def notes(section: Section, names: Sequence[str], published: bool | str) -> list
         *_references(section),
         *_errors(section, names),
         *_comparability(section, published),
-        *capped(list(_missing_seeds(section, names))),
+        *_missing_seeds(section, names),
         *capped(list(_left_out(section))),
         *capped(list(objections(section.rows))),
         *capped(list(_mixed_commits(section, names))),
-        *_provenance(section.records),
+        *_provenance(section, names),
     ]
 
 
@@ -313,11 +315,13 @@ def _comparability(section: Section, published: bool | str) -> Iterator[str]:
 
 
 def _missing_seeds(section: Section, names: Sequence[str]) -> Iterator[str]:
-    seeds = {r.seed for r in section.records}
+    seeds, missing = {r.seed for r in section.records}, dict[str, list[str]]()
     for name, row in zip(names, section.rows, strict=True):
         copied = {r.seed for r, same in section.copies if same in row.records}
-        if missing := sorted(seeds - copied - {r.seed for r in row.records}):
-            yield f"missing: {name} has no seed {', '.join(map(str, missing))}"
+        if absent := sorted(seeds - copied - {r.seed for r in row.records}):
+            missing.setdefault(", ".join(map(str, absent)), []).append(name)
+    for numbers, rows in missing.items():
+        yield f"missing: seed {numbers} of {'; '.join(rows)}"
 
 
 def _left_out(section: Section) -> Iterator[str]:
@@ -349,7 +353,11 @@ def _mixed_commits(section: Section, names: Sequence[str]) -> Iterator[str]:
             yield f"{name}: the seeds were run by different versions of the code, {', '.join(commits)}"
 
 
-def _provenance(records: Sequence[Record]) -> Iterator[str]:
+def _provenance(section: Section, names: Sequence[str]) -> Iterator[str]:
+    records = section.records
+    began = [name for name, row in zip(names, section.rows, strict=True) if row.first.initialized_from]
+    if began:
+        yield f"began from the weights of another run, whose minutes are not counted: {'; '.join(began)}"
     if dirty := sum(bool(r.git.dirty) for r in records):
         yield f"{dirty} of {len(records)} runs came from a checkout with uncommitted changes"
     if changed := sum(r.code_changed for r in records):
@@ -401,10 +409,6 @@ def _published_nll(p: Published) -> str:
     return f"{sign}{nats(p.nll)}{'' if p.verified else '†'}"
 
 
-def _best_seed(row: Row) -> str:
-    return f"{row.best.seed}: {nats(row.best.test.mean)}"
-
-
 def _score(split: str) -> Callable[[Record], float | None]:
     return lambda r: r.nll[split].mean if split in r.nll else None
 
@@ -427,7 +431,9 @@ FIELDS: dict[str, Field] = {
     "seconds": _number("seconds", lambda r: r.seconds),
     "certified": _text("certi- fied", lambda row: row.certified),
     "seeds": _text("seeds", lambda row: ", ".join(str(r.seed) for r in row.records)),
-    "best_seed": Field("best seed", lambda row: row.best.test.mean, _best_seed),
+    "best_seed": Field(
+        "best seed", lambda row: row.best.test.mean, lambda row: f"{row.best.seed}: {nats(row.best.test.mean)}"
+    ),
     "valid": _number("validation NLL", _score("valid"), nats),
     "train": _number("training NLL", _score("train"), nats),
     "epochs": _number("epochs", lambda r: r.epochs, "{:.0f}".format),

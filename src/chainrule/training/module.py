@@ -68,7 +68,9 @@ class DensityModule(L.LightningModule):
             optimizer = self.make_optimizer([group for group in groups if group["params"]])
             scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
         except Exception as error:  # torch checks little before it computes with what it was given
-            raise ValueError(f"optimizer or scheduler: {error}. Look at their values in conf/") from error
+            values = {**getattr(self.make_optimizer, "keywords", {}), **getattr(self.make_scheduler, "keywords", {})}
+            given = ", ".join(f"{key}={value}" for key, value in values.items())
+            raise ValueError(f"optimizer or scheduler: {error}; given {given}. Compare with conf/optimizer/") from error
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_epoch_start(self) -> None:
