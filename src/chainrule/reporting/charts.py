@@ -26,10 +26,13 @@ STYLE: dict[str, Any] = {
     "grid.linewidth": 0.5, "axes.axisbelow": True, "lines.linewidth": 1.1, "lines.markersize": 4,
     "legend.frameon": False, "pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "chainrule",
 }  # fmt: skip
-# Told apart by colour-blind eyes and, with the markers, in gray; whatever comes after them is gray.
+# Told apart by colour-blind eyes and, with the markers, in gray; then they come again, hollow; all others are gray.
 COLORS = ("#0067a5", "#bd4700", "#00745a", "#98397c", "#7d6000", "#4a49a8", "#1b1d20")
 MARKERS = "osD^vPX"
-OTHERS = ("#85898f", ".")
+STYLES = [
+    {"color": color, "marker": marker, "markerfacecolor": fill or color}
+    for fill in (None, "white") for color, marker in zip(COLORS, MARKERS, strict=True)
+] + [{"color": "#85898f", "marker": "."}]  # fmt: skip
 HEAD = 0.15  # the share of the epochs that may lie above the chart of learning curves
 
 Points = Sequence[tuple[float, float]]
@@ -42,10 +45,9 @@ def styled() -> Iterator[None]:
         yield
 
 
-def styles(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
+def styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
     """A colour and a marker for each label, in their order."""
-    all_styles = [*zip(COLORS, MARKERS, strict=True)]
-    return {label: all_styles[k] if k < len(COLORS) else OTHERS for k, label in enumerate(dict.fromkeys(labels))}
+    return {label: STYLES[min(k, len(STYLES) - 1)] for k, label in enumerate(dict.fromkeys(labels))}
 
 
 def learning_curves(runs: Sequence[tuple[str, Points, Points, int | None]]) -> Figure | None:
@@ -60,10 +62,9 @@ def learning_curves(runs: Sequence[tuple[str, Points, Points, int | None]]) -> F
         return None
     figure, axes = _figure()
     for label, train, valid, best in runs:
-        color, marker = style[label]
-        axes.plot(*_xy(valid), color=color, label=label)
-        axes.plot(*_xy(train), ":", color=color)
-        axes.plot(*_xy([p for p in valid if p[0] == best]), marker, color=color)
+        selected = [i for i, p in enumerate(valid) if p[0] == best]
+        axes.plot(*_xy(valid), **style[label], markevery=selected, label=label)
+        axes.plot(*_xy(train), ":", color=style[label]["color"])
     curves = [points for run in runs for points in run[1:3] if points]
     high = max(y for points in curves for _, y in points[min(math.ceil(HEAD * len(points)), len(points) - 1) :])
     low = min(y for points in curves for _, y in points)
@@ -90,8 +91,7 @@ def nll_against(points: Sequence[tuple[str, float | None, float, float]], x: str
         return None
     style, (figure, axes) = styles([point[0] for point in points]), _figure()
     for label, cost, nll, error in known:
-        color, marker = style[label]
-        axes.errorbar(cost, nll, error, fmt=marker, color=color, label=label, elinewidth=0.8, capsize=1.5)
+        axes.errorbar(cost, nll, error, **style[label], linestyle="none", label=label, elinewidth=0.8, capsize=1.5)
     axes.set_xscale("log")
     costs = [cost for _, cost, _, _ in known]
     low, high = min(costs), max(costs)
