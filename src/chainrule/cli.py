@@ -60,15 +60,19 @@ def train(cfg: DictConfig) -> float | None:
     from rich.syntax import Syntax  # noqa: PLC0415
 
     from chainrule.reporting import tables  # noqa: PLC0415
-    from chainrule.training import train as training  # noqa: PLC0415
+    from chainrule.runs.fingerprint import earlier  # noqa: PLC0415
     from chainrule.training.sweep import isolated  # noqa: PLC0415
 
     job = HydraConfig.get()
     alone = sys.stdout.isatty() and job.mode == RunMode.RUN
     if alone if cfg.print_config is None else cfg.print_config:
         _show(Syntax(OmegaConf.to_yaml(OmegaConf.create(public_config(cfg))), "yaml", background_color="default"))
-    with isolated(RunDir(Path(job.runtime.output_dir))):
-        record = training.train(cfg, job.runtime.output_dir, list(job.overrides.task))
+    with isolated(run := RunDir(Path(job.runtime.output_dir))):
+        record = earlier(run, cfg)
+        if record is None:  # else the seconds that Lightning takes to be imported are saved
+            from chainrule.training import train as training  # noqa: PLC0415
+
+            record = training.train(cfg, run.path, list(job.overrides.task))
         _show(tables.summary(record))
         return record.nll["valid"].mean
     return None  # failed

@@ -270,9 +270,11 @@ def earlier(run: RunDir, cfg: DictConfig) -> Record | None:
         )
     if run.record.exists():
         try:
-            return Record.read(run.record)
+            record = Record.read(run.record)
         except ValueError as error:
             raise ValueError(f"{error}: remove the file, and the same command makes it again") from None
+        log.info("%s: already finished", run.path)
+        return record
     if stored != sha256:
         create(run, cfg, code_changed=True)
     return None

@@ -111,7 +111,6 @@ def train(cfg: DictConfig, run_dir: str | Path, overrides: Sequence[str] = ()) -
     run = RunDir(Path(run_dir))
     with lock(run.path):
         if record := earlier(run, cfg):
-            log.info("%s: already finished", run.path)
             return record
         with failure_noted(run):
             fitted = _fit(cfg, run)
