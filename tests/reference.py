@@ -128,13 +128,21 @@ def pixelcnn(model: AutoregressiveDensity, z: list[int], t: int) -> float:
         if not level:
             return added(conv(model.left, bits, y, x), v(0, y, x))
         k = model.blocks[level - 1]
-        seen = conv(k.K_h, lambda y, x: normalized(k.norm_h, h(level - 1, y, x)), y, x)
-        return added(h(level - 1, y, x), affine(k.A_h, g(added(seen, affine(k.L, v(level, y, x))))))
+        seen = conv(k.K_h, lambda y, x: normalized(k.norm_h, above_h(level - 1, y, x)), y, x)
+        return added(above_h(level - 1, y, x), affine(k.A_h, g(added(seen, affine(k.L, v(level, y, x))))))
+
+    @cache
+    def above_h(level: int, y: int, x: int) -> list[float]:
+        """What the next block takes for h: behind the one that attention follows, with what that adds."""
+        if model.attention is None or level - 1 != model.middle:
+            return h(level, y, x)
+        so_far = [h(level, *divmod(place, columns)) for place in range(y * columns + x + 1)]
+        return attended(model.attention, so_far, columns)[-1]
 
     patch, i = divmod(t, m)
     norm, first, _, last = model.table
     y, x = divmod(patch, columns)
-    table = affine(last, [*map(gelu, affine(first, normalized(norm, h(len(model.blocks), y, x))))])
+    table = affine(last, [*map(gelu, affine(first, normalized(norm, above_h(len(model.blocks), y, x))))])
     context = int("".join(map(str, z[patch * m : t])) or "0", 2)
     return model.b[model.order].tolist()[t] + table[2**i - 1 + context]
 
@@ -143,12 +151,13 @@ def added(a: list[float], b: list[float]) -> list[float]:
     return [p + q for p, q in zip(a, b, strict=True)]
 
 
-def pixelcnn_parameters(n: int, gates: bool) -> int:
-    """c = 3 channels, 2 blocks, a first layer of 2×3, windows of 2×5 and 1×3."""
-    c, wide = 3, 6 if gates else 3
+def pixelcnn_parameters(n: int, gates: bool, channels: int = 3, attention: int = 0) -> int:
+    """c channels, 2 blocks, a first layer of 2×3, windows of 2×5 and 1×3."""
+    c, wide = channels, 2 * channels if gates else channels
     first = c * (2 * 3 + 1) + c * n
     block = 4 * c + c * wide * (2 * 5 + 3) + (c + 1) * wide + 2 * (c + 1) * c
-    return first + 2 * block + 2 * c + (c + 1) * (c + 1) + n
+    attended = 12 * c**2 + 10 * c if attention else 0
+    return first + 2 * block + attended + (2 * c + (c + 1) * c) + (c + 1) + n
 
 
 def deep_nade(model: AutoregressiveDensity, z: list[int], t: int) -> float:
@@ -209,12 +218,17 @@ def transformer(model: Transformer, z: list[int], t: int) -> float:
     (k, i), (_, columns) = divmod(t, model.patch**2), model.cells
     x = [entering(model, z, j) for j in range(k + 1)]
     for block in model.blocks:
-        a = attention(block, [normalized(block.norm_1, x_j) for x_j in x], columns)
-        x = [added(x_j, a_j) for x_j, a_j in zip(x, a, strict=True)]
-        h = [[gelu(u) for u in affine(block.up, normalized(block.norm_2, x_j))] for x_j in x]
-        x = [added(x_j, affine(block.down, h_j)) for x_j, h_j in zip(x, h, strict=True)]
+        x = attended(block, x, columns)
     entry = 2**i - 1 + int("".join(map(str, z[t - i : t])) or "0", 2)
     return affine(model.T, normalized(model.norm, x[k]))[entry] + model.b.tolist()[model.order.tolist()[t]]
+
+
+def attended(block: Block, x: list[Vector], columns: int) -> list[Vector]:
+    """The vectors x of all steps so far, after one layer of attention and one of the network."""
+    a = attention(block, [normalized(block.norm_1, x_j) for x_j in x], columns)
+    x = [added(x_j, a_j) for x_j, a_j in zip(x, a, strict=True)]
+    h = [[gelu(u) for u in affine(block.up, normalized(block.norm_2, x_j))] for x_j in x]
+    return [added(x_j, affine(block.down, h_j)) for x_j, h_j in zip(x, h, strict=True)]
 
 
 def entering(model: Transformer, z: list[int], j: int) -> Vector:
@@ -287,7 +301,11 @@ REFERENCES = {
         lambda n, **arguments: made_sizes(n, **arguments)[1],
     ),
     "mlp": Reference(mlp, lambda n, hidden: hidden * n * (n - 1) // 2 + n * (2 * hidden + 1), WIDTHS),
-    "pixelcnn": Reference(pixelcnn, pixelcnn_parameters, [{"gates": False}, {"gates": True}]),
+    "pixelcnn": Reference(
+        pixelcnn,
+        pixelcnn_parameters,
+        [{"gates": False}, {"gates": True}, {"gates": False, "channels": 4, "attention": 1}],
+    ),
     "nade": Reference(nade, lambda n, hidden: 2 * n * hidden + hidden + n, WIDTHS, lambda n, hidden: hidden),
     "transformer": Reference(
         transformer,

@@ -150,7 +150,9 @@ def test_the_equations(name: str, order: str | list[int]) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if "patch" in configuration(name)])
-@pytest.mark.parametrize("arguments", [{}, {"order": "transposed_lr", "told": True}], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [{}, {"order": "transposed_lr", "told": True}, {"channels": 8, "attention": 2}], ids=str
+)
 def test_patches(name: str, arguments: dict[str, object]) -> None:
     model = build(name, (4, 4), patch=2, **arguments)
     for invariant in (testing.normalization, testing.causality, testing.walk, testing.drawing):
@@ -410,6 +412,11 @@ def test_regularization_out_of_range(name: str, value: object) -> None:
 def test_a_transformer_that_cannot_be_built(key: str, value: object, message: str) -> None:
     with pytest.raises(InstantiationException, match=rf"model\.{message}"):
         build("transformer", **{key: value})
+
+
+def test_a_pixelcnn_that_cannot_be_built() -> None:
+    with pytest.raises(InstantiationException, match=r"model\.channels must be divisible by .* = 8, got 3"):
+        build("pixelcnn", attention=2)
 
 
 @pytest.mark.parametrize(
