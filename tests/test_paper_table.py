@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -104,10 +105,13 @@ def test_records_are_copied_and_of_one_seed_small_checkpoints(stage: Path) -> No
     }  # fmt: skip
 
 
-def test_the_network_in_eight_orders_begins_from_the_one_in_one(stage: Path) -> None:
-    assert paper_table(stage, "rows=pixelcnn,pixelcnn_orders", "seeds=0", "runs=r").returncode == 0
-    starts = [line.split()[5:] for line in asked(stage, "train") if "experiment=pixelcnn_orders" in line]
-    assert starts == [[f"ckpt_path=r/pixelcnn-static-s0/{job}"] for job in "ab"]
+def test_each_network_in_eight_orders_begins_from_the_one_before(stage: Path) -> None:
+    rows = ["pixelcnn", "pixelcnn_orders", "pixelcnn_orders_longer", "pixelcnn_orders_longest"]
+    assert paper_table(stage, f"rows={','.join(rows)}", "seeds=0", "runs=r").returncode == 0
+    trained = asked(stage, "train")
+    for before, row in pairwise(rows):
+        starts = [line.split()[5:] for line in trained if f"experiment={row} " in line]
+        assert starts == [[f"ckpt_path=r/{before}-static-s0/{job}"] for job in "ab"]
 
 
 def test_a_row_that_fails_does_not_cost_the_others(stage: Path) -> None:
