@@ -317,7 +317,7 @@ def test_list_says_what_there_is_with_a_line_each(
     cli.main()
     _, *lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == sorted([*MODELS, "mine"])
-    assert "  mine                A model of mine" in lines
+    assert ["mine", "A model of mine"] in [line.split(maxsplit=1) for line in lines]
     assert all(len(line.split()) > 3 for line in lines)
 
     monkeypatch.setattr(sys, "argv", ["chainrule", "list"])
