@@ -189,10 +189,15 @@ def _phrase(name: str, value: object, switch: bool) -> list[str]:
 
 
 def differing(records: Sequence[Record]) -> list[str]:
-    """Dotted keys of settings that differ: the model's first, those of the data, then all others."""
+    """Dotted keys of settings that differ: the model's first, those of the data, all others; known ones first."""
     keys = {key for r in records for key in r.settings if key not in NAMED}
     rank = {"orders": 0, "model": 1, "data": 2}
-    ordered = sorted(keys, key=lambda key: (rank.get(key.partition(".")[0], 3), key == "model.order", key))
+    ordered = sorted(
+        keys,
+        key=lambda key: (
+            rank.get(key.partition(".")[0], 3), key == "model.order", key.rpartition(".")[2] not in PHRASES, key
+        ),
+    )  # fmt: skip
     return [key for key in ordered if len({value_text(r.settings.get(key, "")) for r in records}) > 1]
 
 
