@@ -53,7 +53,7 @@ class Context:
     n: int = 1000
     k: int = 12
     seed: int = 0
-    seconds: float = 120.0
+    seconds: float = 100.0
 
     @cached_property
     def exact(self) -> BinaryDensity:
