@@ -68,7 +68,7 @@ def train(cfg: DictConfig) -> float | None:
     if alone if cfg.print_config is None else cfg.print_config:
         _show(Syntax(OmegaConf.to_yaml(OmegaConf.create(public_config(cfg))), "yaml", background_color="default"))
     with isolated(run := RunDir(Path(job.runtime.output_dir))):
-        record = earlier(run, cfg)
+        record = earlier(run, cfg) if run.record.is_file() else None
         if record is None:  # else the seconds that Lightning takes to be imported are saved
             from chainrule.training import train as training  # noqa: PLC0415
 

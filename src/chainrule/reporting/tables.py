@@ -152,11 +152,11 @@ def _told_apart(records: Sequence[Record]) -> list[str]:
 
     def tell(said: Sequence[Sequence[str]], everywhere: bool = False) -> None:
         """Adds what is said of a row, where it tells the row from one that was told the same so far."""
-        before = list(told)
-        for i, text in enumerate(said):
-            alike = [other for t, other in zip(before, said, strict=True) if t == before[i]]
-            if everywhere or any(other != text for other in alike):
-                told[i] = [*told[i], *text]
+        kinds: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+        for t, text in zip(told, said, strict=True):
+            kinds.setdefault(tuple(t), set()).add(tuple(text))
+        pairs = zip(told, said, strict=True)
+        told[:] = [[*t, *text] if everywhere or len(kinds[tuple(t)]) > 1 else t for t, text in pairs]
 
     for key in differing(records):
         values = [r.settings.get(key) for r in records]
