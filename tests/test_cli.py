@@ -176,6 +176,9 @@ def test_ema_and_early_stopping(run: Run, tmp_path: Path) -> None:
     from chainrule.orders import permutation
 
     assert torch.equal(chainrule.load_model(tmp_path / "r").order, permutation("random-1", (3, 3)))
+    # The selected weights are what people hand on: once, and without what goes on training them.
+    best, last = (torch.load(tmp_path / f"r/checkpoints/{name}.ckpt") for name in ("best", "last"))
+    assert {key for key in last if key not in best} == {"optimizer_states", "current_model_state"}
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -23,14 +23,20 @@ log = logging.getLogger(__name__)
 
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
 OURS = "chainrule"  # where our part of a checkpoint is
+TRAINING = ("optimizer_states", "current_model_state")  # the latter of EMA: the weights that it averages
 
 
 class SealedFiles(CheckpointIO):
-    """Writes and reads checkpoints: files with a checksum, whole or absent; ``last.ckpt`` keeps its predecessor."""
+    """Writes and reads checkpoints: files with a checksum, whole or absent; ``last.ckpt`` keeps its predecessor.
+
+    ``best.ckpt`` leaves out what only training needs: nobody resumes from it, and people hand it on.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
         file = Path(path)
         previous = file.with_name(PREVIOUS) if file.name == LAST else None
+        if file.name == BEST:
+            checkpoint = {key: value for key, value in checkpoint.items() if key not in TRAINING}
         write_whole(file, seal(content_of(lambda archive: torch.save(checkpoint, archive))), previous=previous)
 
     def load_checkpoint(
