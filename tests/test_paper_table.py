@@ -106,7 +106,8 @@ def test_records_are_copied_and_of_one_seed_small_checkpoints(stage: Path) -> No
 
 
 def test_each_network_in_eight_orders_begins_from_the_one_before(stage: Path) -> None:
-    rows = ["pixelcnn", "pixelcnn_orders", "pixelcnn_orders_longer", "pixelcnn_orders_longest"]
+    orders = ["pixelcnn_orders", "pixelcnn_orders_longer", "pixelcnn_orders_longest"]
+    rows = ["pixelcnn", *orders, "pixelcnn_attention"]
     assert paper_table(stage, f"rows={','.join(rows)}", "seeds=0", "runs=r").returncode == 0
     trained = asked(stage, "train")
     for before, row in pairwise(rows):

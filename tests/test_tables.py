@@ -230,6 +230,13 @@ def test_different_test_sets_never_meet(tmp_path: Path) -> None:
     assert tabulate(tmp_path, "markdown").count("| model |") == 4
 
 
+@pytest.mark.parametrize(("value", "count"), [(0, 1), (False, 1), (None, 1), (0.5, 2)])
+def test_seeds_from_before_an_option_was_added_are_of_one_row(value: object, count: int, tmp_path: Path) -> None:
+    write(tmp_path / "before", seed=0)
+    write(tmp_path / "after", seed=1, config__model__dropout=value)
+    assert len(ours(tmp_path)) == count
+
+
 def test_a_seed_that_follows_the_runs_own_is_no_setting(tmp_path: Path) -> None:
     for seed in range(3):
         write(tmp_path / str(seed), seed=seed, config__data={"_target_": "chainrule.data.Static", "seed": seed})

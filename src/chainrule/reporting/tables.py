@@ -101,7 +101,9 @@ def _gather(records: Iterable[Record], key: Callable[[Record], str]) -> list[lis
 
 
 def _identity(r: Record) -> str:
-    alike = [r.model, r.target, test_set(r), r.kernel, r.parameters.count, r.complete, sorted(r.settings.items())]
+    # An option that is off is the same as none: records of before it was added have none.
+    given = sorted((key, value) for key, value in r.settings.items() if value not in (None, 0, False))
+    alike = [r.model, r.target, test_set(r), r.kernel, r.parameters.count, r.complete, given]
     return json.dumps(alike, default=str)
 
 
