@@ -31,7 +31,7 @@ from chainrule import CONF
 from chainrule.data import Images
 from chainrule.density import AutoregressiveDensity, BinaryDensity
 from chainrule.evaluation.sampling import draw_samples, save_completed
-from chainrule.evaluation.scoring import check_finite, nats_per_pixel, nll_per_image, save_test, scored, splits
+from chainrule.evaluation.scoring import check_finite, nll_and_pixels, nll_per_image, save_test, scored, splits
 from chainrule.files import remove_parts
 from chainrule.mixture import OrderEnsemble
 from chainrule.runs.directory import RunDir, failure_noted, lock, open_run
@@ -280,12 +280,13 @@ def _record(cfg: DictConfig, run: RunDir, fitted: Fitted, overrides: Sequence[st
     best, data = fitted.density, fitted.data
     train, _, test = splits(data).values()
     log.info("scoring %s training and %s test images", f"{len(train):,}", f"{len(test):,}")
-    scores = {"train": nll_per_image(best, train), "valid": fitted.valid, "test": nll_per_image(best, test)}
-    check_finite(scores)
-    by_pixel = {}
+    scores, by_pixel = {"train": nll_per_image(best, train), "valid": fitted.valid}, {}
     if isinstance(best, AutoregressiveDensity):  # an ensemble has no order of its own
-        by_pixel["pixels"] = nats_per_pixel(best, test)
+        scores["test"], by_pixel["pixels"] = nll_and_pixels(best, test)
         save_completed(best, test[:COMPLETED], run.completions, seed=cfg.seed)
+    else:
+        scores["test"] = nll_per_image(best, test)
+    check_finite(scores)
     save_test(run, nll=scores["test"], **by_pixel)
     order, built, start = cfg.get("orders") or cfg.model.get("order"), targets(cfg), cfg.get("ckpt_path")
     if isinstance(best, OrderEnsemble):
