@@ -615,7 +615,7 @@ def test_the_summary_of_a_run(tmp_path: Path) -> None:
 
 def test_a_summary_without_reference_or_kernel() -> None:
     raw = content(kernel=None, data__side=14, data__n=196, parameters={"count": 7, "effective": 7})
-    text = shown(Record.parse(raw))
+    text = shown(Record.model_validate(raw))
     assert "published" not in text
     assert "kernel" not in text
     assert "effective" not in text

@@ -76,12 +76,13 @@ def every_image(n: int, most: int = 2**16) -> Tensor:
     return (numbers[:, None] >> torch.arange(n - 1, -1, -1) & 1).double()
 
 
+@torch.no_grad()
 def walk_along(density: AutoregressiveDensity, z: Tensor) -> Tensor:
-    """The logits that ``walk`` yields when it is fed the bits z (B, n)."""
-    steps = density.walk(len(z))
+    """The logits that ``walk`` yields when it is fed the bits z, in chain order: (B, n) float64."""
+    z, steps = z.to(density.device, density.dtype), density.walk(len(z))
     logits = [next(steps).clone()]
     logits += [steps.send(z[:, t]).clone() for t in range(density.dim - 1)]
-    return torch.stack(logits, 1)
+    return torch.stack(logits, 1).double().cpu()
 
 
 # ---- invariants ---------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import io
 import lzma
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +38,7 @@ from chainrule.evaluation import scoring
 from chainrule.files import LARGEST, content_of, read_small, write_whole
 from chainrule.runs.load import load_autoregressive
 from chainrule.runs.settings import check
+from chainrule.testing import walk_along
 
 STEP = 1 / 64  # of the grid of logits
 EDGE = 1024  # its last point, a logit of 16: the coder counts probabilities in 2⁻²⁴, and e⁻¹⁶ is two of these
@@ -67,29 +68,6 @@ class Coded(NamedTuple):
         return 32 * len(self.words)
 
 
-@torch.no_grad()
-def follow(density: AutoregressiveDensity, batch: int, answer: Callable[[int, Tensor], Tensor]) -> None:
-    """Walks: at step t, ``answer(t, logits)`` gets the (B,) logits and returns the (B,) bits."""
-    steps = density.walk(batch)
-    logits = next(steps)
-    for t in range(density.dim):
-        bits = answer(t, logits).to(density.device, density.dtype)
-        if t + 1 < density.dim:
-            logits = steps.send(bits)
-
-
-def logits_along(density: AutoregressiveDensity, z: Tensor) -> Tensor:
-    """The logits on the walk through images z, (B, n) bits in chain order: (B, n) float64."""
-    found = torch.empty(z.shape, dtype=torch.float64)
-
-    def note(t: int, logits: Tensor) -> Tensor:
-        found[:, t] = logits.cpu()
-        return z[:, t]
-
-    follow(density, len(z), note)
-    return found
-
-
 # ---- streams of bits ----------------------------------------------------------------------------------
 
 
@@ -101,7 +79,7 @@ def encode(density: AutoregressiveDensity, images: Tensor) -> Coded:
     """
     exact = density.reference()
     parts = [x[:, exact.order.cpu()] for x in images.cpu().split(BATCH)]
-    walks = [logits_along(exact, z) for z in parts]
+    walks = [walk_along(exact, z) for z in parts]
     # A stack: what is read first is written last.
     symbols = [z.T.int().flatten().numpy() for z in reversed(parts)]
     return _encoded(symbols, [on_grid(walk).T.ravel() for walk in reversed(walks)], torch.cat(parts), torch.cat(walks))
@@ -116,19 +94,19 @@ def _encoded(symbols: Sequence[NDArray[np.int32]], grids: Sequence[Grid], z: Ten
     return Coded(encoder.get_compressed(), ideal, clamped, -F.logsigmoid((2.0 * z - 1) * logits).sum(1))
 
 
+@torch.no_grad()
 def decode(density: AutoregressiveDensity, words: Words, count: int) -> Tensor:
     """The ``count`` images that :func:`encode` made these words of, (count, n) uint8; other words give other images."""
     exact = density.reference()
     decoder, family = stream.stack.AnsCoder(words), _family()
     images = torch.zeros(count, exact.dim, dtype=torch.uint8)
     for x in images.split(BATCH):
-
-        def read(t: int, logits: Tensor, x: Tensor = x) -> Tensor:
-            bits = torch.from_numpy(decoder.decode(family, _sigmoid(on_grid(logits[:, None], t)[:, 0])))
-            x[:, int(exact.order[t])] = bits
-            return bits
-
-        follow(exact, len(x), read)
+        steps = exact.walk(len(x))
+        logits = next(steps)
+        for t, pixel in enumerate(exact.order.tolist()):
+            x[:, pixel] = torch.from_numpy(decoder.decode(family, _sigmoid(on_grid(logits[:, None], t)[:, 0])))
+            if t + 1 < exact.dim:
+                logits = steps.send(x[:, pixel].to(exact.device, exact.dtype))
     return images
 
 

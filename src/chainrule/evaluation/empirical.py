@@ -59,7 +59,3 @@ class Empirical:
     def cross_entropy(self, density: BinaryDensity) -> float:
         """−Σ p̂(x) ln p(x) in nats: the mean NLL of all N images, a float64 sum of what the density gives."""
         return float(self.counts.double().numpy() @ nll_per_image(density, self.images)) / self.total
-
-    def kl(self, density: BinaryDensity) -> float:
-        """KL(p̂ ‖ p) in nats, as exact as the density: ``density.reference()`` for one near 0."""
-        return self.cross_entropy(density) - self.entropy

@@ -16,6 +16,7 @@ from chainrule.orders import several
 from chainrule.runs.directory import RunDir, discover, failure_noted, load_config, lock
 from chainrule.runs.fingerprint import code_sha256, create, earlier, fingerprint, run_name, sources, targets
 from chainrule.runs.load import checkpoint_sha256, load_autoregressive, load_model
+from chainrule.runs.nll import save_nll
 from chainrule.runs.provenance import provenance
 from chainrule.runs.record import Member, Record
 from chainrule.runs.settings import check, public_overrides
@@ -141,7 +142,7 @@ def _record(
         raise ValueError(f"the members were trained on other images than {data.name} has here, by their SHA-256")
     scores = {split: scoring.nll_per_image(density, x) for split, x in scoring.splits(data).items()}
     scoring.check_finite(scores)
-    scoring.save_test(run, nll=scores["test"])
+    save_nll(run.path, nll=scores["test"])
     kernels, orders = {r.kernel for r in members}, list(config.get("orders") or {str(r.order) for r in members})
     public = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     for member in public["members"]:  # of one that lies far away, the name alone

@@ -18,7 +18,6 @@ from chainrule.data import Images
 from chainrule.density import AutoregressiveDensity, BinaryDensity
 from chainrule.runs.directory import RunDir, load_config, open_run
 from chainrule.runs.load import checkpoint_sha256, instance, load_model
-from chainrule.runs.nll import save_nll
 from chainrule.runs.record import Estimate, Record
 from chainrule.runs.settings import check, public_config
 from chainrule.validate import choice
@@ -49,7 +48,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             f"the model was trained on {density.shape} images; {data.name} has {data.shape}: set data.side"
         )
     result = {"data": data.name, "split": cfg.split, "sha256": data.sha256[cfg.split]}
-    return result | statistics(nll_per_image(density, images))
+    return result | Estimate.of(nll_per_image(density, images)).model_dump()
 
 
 def _changed(record: Record, config: DictConfig, data: Images | None) -> str:
@@ -112,16 +111,6 @@ def nll_and_pixels(density: AutoregressiveDensity, images: Tensor) -> tuple[np.n
     return found.sum(1).numpy(), found.mean(0).numpy()
 
 
-def save_test(run: RunDir, **nats: np.ndarray) -> None:
-    """Writes ``nll_test.npz``."""
-    save_nll(run.path, **nats)
-
-
-def statistics(nll: np.ndarray) -> dict[str, float | int]:
-    """Mean and standard error in nats, and the number of images."""
-    return Estimate.of(nll).model_dump()
-
-
 def check_finite(scores: dict[str, np.ndarray]) -> None:
     """Raises a ValueError where an image has probability 0, or a number went bad: there is no mean to record."""
     for split, nll in scores.items():
@@ -137,6 +126,6 @@ def scored(density: BinaryDensity, data: Images, scores: dict[str, np.ndarray]) 
     return {
         "parameters": {"count": density.parameter_count, "effective": density.effective_parameter_count},
         "data": data.about,
-        "nll": {split: statistics(nll) for split, nll in scores.items()},
+        "nll": {split: Estimate.of(nll) for split, nll in scores.items()},
         "bits_per_pixel": float(scores["test"].mean()) / math.log(2) / density.dim,
     }

@@ -13,7 +13,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
@@ -156,7 +155,6 @@ def _saved(figure: Figure, form: str) -> bytes:
 
 def _figure() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(COLUMN, 2.2), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
 
 
@@ -165,7 +163,6 @@ def _grid_of(count: int, shape: float) -> tuple[Figure, list[Axes]]:
     columns = min(count, 4)
     width, rows = (COLUMN if count < 3 else PAGE), -(-count // columns)
     figure = Figure(figsize=(width, width / columns * shape * rows), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
     grid = [figure.add_subplot(rows, columns, k + 1, frameon=False, xticks=[], yticks=[]) for k in range(count)]
     return figure, grid
 

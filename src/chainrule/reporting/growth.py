@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
@@ -53,7 +52,6 @@ def growth_figure(bench: Bench) -> Figure:
     columns = max(1, min(2, len(panels)))
     rows = -(-len(panels) // columns) + bool(rivals)
     figure = Figure(figsize=(6.2 * columns, 3.4 * max(1, rows)), layout="constrained", dpi=130)
-    FigureCanvasAgg(figure)
     grid = figure.add_gridspec(max(1, rows), columns)
     for i, (variable, key) in enumerate(panels):
         _draw_growth(figure.add_subplot(grid[i // columns, i % columns]), growth, variable, key, styles)

@@ -49,7 +49,7 @@ class Row:
     @property
     def best(self) -> Record:
         """The seed with the lowest validation NLL; the test set selects nothing."""
-        return min(self.records, key=lambda r: nan_last(r.nll["valid"].mean if "valid" in r.nll else math.nan))
+        return min(self.records, key=lambda r: r.nll["valid"].mean if "valid" in r.nll else math.inf)
 
     @property
     def nll(self) -> float:
@@ -90,7 +90,7 @@ def group(records: Iterable[Record]) -> list[Row]:
     A seed that was run twice counts once, by its latest run.
     """
     rows = [_row(same) for alike in _gather(records, _identity) for same in _unmixed(alike)]
-    return sorted(rows, key=lambda row: nan_last(row.nll))
+    return sorted(rows, key=lambda row: row.nll)
 
 
 def _gather(records: Iterable[Record], key: Callable[[Record], str]) -> list[list[Record]]:
@@ -123,10 +123,6 @@ def _row(records: list[Record]) -> Row:
     latest = {record.seed: record for record in sorted(records, key=lambda r: r.date)}
     kept = tuple(latest[seed] for seed in sorted(latest))
     return Row(kept, tuple(r for r in records if r is not latest[r.seed]))
-
-
-def nan_last(value: float) -> tuple[bool, float]:
-    return math.isnan(value), value
 
 
 # ---- labels: what tells rows apart ----------------------------------------------------------------------

@@ -33,47 +33,30 @@ def is_own(file: Path) -> bool:
     return file.is_file() and not any(file.is_relative_to(folder) for folder in LIBRARIES)
 
 
+class _File:
+    """What has this name in a run directory."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: RunDir, owner: type[RunDir]) -> Path:
+        return run.path / self.name
+
+
 @dataclass(frozen=True)
 class RunDir:
     """The names of everything in a run directory."""
 
     path: Path
 
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def best(self) -> Path:
-        return self.checkpoints / "best.ckpt"
-
-    @property
-    def completions(self) -> Path:
-        return self.path / "completions.png"
-
-    @property
-    def failure(self) -> Path:
-        return self.path / "failure.txt"
-
-    @property
-    def samples(self) -> Path:
-        return self.path / "samples.png"
-
-    @property
-    def nll_test(self) -> Path:
-        return self.path / "nll_test.npz"
-
-    @property
-    def record(self) -> Path:
-        return self.path / "result.json"
-
-    @property
-    def certificate(self) -> Path:
-        return self.path / "certificate.json"
+    config = _File("config.yaml")
+    checkpoints = _File("checkpoints")
+    best = _File("checkpoints/best.ckpt")
+    completions = _File("completions.png")
+    failure = _File("failure.txt")
+    samples = _File("samples.png")
+    nll_test = _File("nll_test.npz")
+    record = _File("result.json")
 
     @property
     def status(self) -> str:

@@ -64,15 +64,13 @@ def load_model(run_dir: str | Path, device: str | torch.device = "cpu", trust: s
     return (density or load_selected(run, trust)).to(device).eval()
 
 
-def load_autoregressive(
-    run_dir: str | Path, device: str | torch.device = "cpu", trust: str | None = None
-) -> AutoregressiveDensity:
-    """The same, for what needs an order.
+def load_autoregressive(run_dir: str | Path, trust: str | None = None) -> AutoregressiveDensity:
+    """The same on the CPU, for what needs an order.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`load_model`; or the run is a mixture.
     """
-    density = load_model(run_dir, device, trust)
+    density = load_model(run_dir, trust=trust)
     if not isinstance(density, AutoregressiveDensity):
         raise ValueError(
             f"{run_dir} is a mixture: it has no order of its own, so its images are not drawn or coded pixel by pixel. "

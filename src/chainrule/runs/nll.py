@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-import struct
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +14,6 @@ from chainrule.files import content_of, read_small, write_whole
 from chainrule.runs.record import Estimate, Record
 
 FILE = "nll_test.npz"
-BROKEN = (
-    OSError, KeyError, ValueError, TypeError, EOFError, NotImplementedError, RuntimeError, MemoryError, OverflowError,
-    zipfile.BadZipFile, zlib.error, struct.error,
-)  # fmt: skip
 LARGEST = 64 << 20  # bytes of an array in it, once unpacked
 
 
@@ -43,7 +37,7 @@ def read_array(folder: Path, name: str = "nll") -> NDArray[np.float64]:
             nats = np.asarray(np.load(io.BytesIO(archive.read(member)), allow_pickle=False), dtype=np.float64)
     except FileNotFoundError as error:
         raise ValueError(f"{file} is missing: the record alone does not have the NLL of each image") from error
-    except BROKEN as error:
+    except Exception as error:  # a malformed archive may raise anything
         raise ValueError(f"{file} is damaged: it holds no numbers under the name {name} ({error})") from error
     if nats.ndim != 1 or not np.isfinite(nats).all():
         raise ValueError(f"{file}: {np.sum(~np.isfinite(nats))} of the {name} are not finite: nothing can be averaged")

@@ -192,15 +192,6 @@ class Record(_Part):
         return settings(self.config)
 
     @classmethod
-    def parse(cls, content: object, file: Path | str = FILE) -> Record:
-        """A record from the contents of a ``result.json``; ``file`` is named in errors.
-
-        Raises:
-            ValueError: a field is missing or of the wrong type, or the schema is newer than this program's.
-        """
-        return validated(cls, content, Path(file))
-
-    @classmethod
     def read(cls, path: Path | str) -> Record:
         """Reads the record of a finished run.
 
@@ -211,7 +202,7 @@ class Record(_Part):
             ValueError: the file cannot be read, is no JSON or no record. The message names the file and the field.
         """
         file = Path(path) / FILE if Path(path).is_dir() else Path(path)
-        record = cls.parse(read_json(file), file)
+        record = validated(cls, read_json(file), file)
         record._path = file.parent
         return record
 

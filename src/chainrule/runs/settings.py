@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatch, translate
-from functools import cache
+from fnmatch import fnmatch
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -136,7 +134,7 @@ def settings(config: Mapping[str, Any]) -> dict[str, object]:
     ``members`` of a mixture, their number remains. Seeds that follow the run's own, as ``data.seed`` does, are no
     setting.
     """
-    found = {key: value for key, value in _flatten(config) if not _ignored(key)}
+    found = {key: value for key, value in _flatten(config) if not _matches(key, IGNORED)}
     follow = {key for key, value in found.items() if key.endswith(".seed") and value == config.get("seed")}
     return {key: _counted(key, value) for key, value in found.items() if key not in follow}
 
@@ -145,11 +143,6 @@ def _counted(key: str, value: object) -> object:
     if (key, value) == ("orders", "grid"):
         return 8
     return len(value) if key in ("members", "orders") and isinstance(value, list) else value
-
-
-@cache
-def _ignored(key: str) -> bool:
-    return re.match("|".join(map(translate, IGNORED)), key) is not None
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -25,7 +25,7 @@ import optuna
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, QuotedString, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
@@ -94,7 +94,7 @@ def _read(key: str, value: Any) -> Any:  # noqa: ANN401 (whatever stands in the 
 def _distribution(parsed: Any) -> Any:  # noqa: ANN401 (what Hydra's parser gives)
     match parsed:
         case ChoiceSweep():
-            return CategoricalDistribution([_bare(choice) for choice in parsed.list])
+            return CategoricalDistribution([cast(Any, Override._convert_value(choice)) for choice in parsed.list])
         case RangeSweep(start=int(start), stop=int(stop), step=int(step)) if range(start, stop, step):
             return IntDistribution(start, range(start, stop, step)[-1], step=step)
         case RangeSweep():
@@ -103,16 +103,7 @@ def _distribution(parsed: Any) -> Any:  # noqa: ANN401 (what Hydra's parser give
             return IntDistribution(low, high, log="log" in parsed.tags)
         case IntervalSweep():
             return FloatDistribution(float(parsed.start or 0), float(parsed.end or 0), log="log" in parsed.tags)
-    return _bare(parsed)
-
-
-def _bare(value: Any) -> Any:  # noqa: ANN401
-    """What Hydra's parser read, without the quotes."""
-    if isinstance(value, list):
-        return [_bare(item) for item in value]
-    if isinstance(value, dict):
-        return {_bare(key): _bare(item) for key, item in value.items()}
-    return value.text if isinstance(value, QuotedString) else value
+    return parsed
 
 
 def _short(value: Any, distribution: BaseDistribution) -> Any:  # noqa: ANN401
@@ -316,11 +307,11 @@ def write_recipe(search: Search, trial: FrozenTrial) -> Path:
 def _parts(overrides: Sequence[Override]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Choices of config groups, and nested values."""
     known = GlobalHydra.instance().config_loader().list_groups("")
-    groups = {o.key_or_group: _bare(o.value()) for o in overrides if o.key_or_group in known}
+    groups = {o.key_or_group: o.value() for o in overrides if o.key_or_group in known}
     values = OmegaConf.create()
     for override in overrides:
         if override.key_or_group not in known:
-            OmegaConf.update(values, override.key_or_group, _bare(override.value()))
+            OmegaConf.update(values, override.key_or_group, override.value())
     return groups, cast(dict[str, Any], OmegaConf.to_container(values))
 
 

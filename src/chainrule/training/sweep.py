@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import signal
 import sys
 import time
 import traceback
@@ -42,7 +41,7 @@ from chainrule.runs.record import Record
 log = logging.getLogger(__name__)
 
 PARENT = "CHAINRULE_SWEEP"  # the process of the sweep itself; jobs may run in it or in others
-INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # exit codes, as a shell has them
+STOPS = (130, 143)  # exit codes after SIGINT and SIGTERM, as a shell has them
 UNNAMED = "hydra.job.config.override_dirname.exclude_keys"  # overrides that need not be in a job's name
 WATCH = 1.0  # seconds between two looks at jobs that run elsewhere
 STATES = ("finished", "failed", "running elsewhere", "unfinished", "never started")
@@ -175,7 +174,7 @@ def isolated(run: RunDir) -> Iterator[None]:
     except BaseException as error:
         if HydraConfig.get().mode != RunMode.MULTIRUN or _stops_everything(error):
             raise
-        if isinstance(error, SystemExit) and exit_code(error) not in (INTERRUPTED, TERMINATED) and not _by_ray(error):
+        if isinstance(error, SystemExit) and error.code not in STOPS and not _by_ray(error):
             write_whole(run.failure, f"sys.exit({error.code!r}) was called\n".encode())
         said = message(error) if isinstance(error, Exception) else f"{type(error).__name__} {error}"
         log.error("%s: %s", run.path, said.strip().partition("\n")[0])
@@ -187,19 +186,13 @@ def isolated(run: RunDir) -> Iterator[None]:
 def _stops_everything(error: BaseException) -> bool:
     """Ctrl-C; and SIGTERM, when the job runs in the process of the sweep itself."""
     own = os.environ.get(PARENT) == str(os.getpid())
-    return isinstance(error, KeyboardInterrupt) or (own and exit_code(error) in (INTERRUPTED, TERMINATED))
+    return isinstance(error, KeyboardInterrupt) or (own and isinstance(error, SystemExit) and error.code in STOPS)
 
 
 def _by_ray(error: SystemExit) -> bool:
     """Whether it is the way in which a worker is told to end: Ray's raises it wherever the job happens to be."""
     origin = list(traceback.walk_tb(error.__traceback__))[-1][0]
     return str(origin.f_globals.get("__name__")).startswith("ray.")
-
-
-def exit_code(error: BaseException) -> int | None:
-    if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED
-    return error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else None
 
 
 def summary(jobs: list[Job]) -> tuple[Group, bool]:

@@ -31,7 +31,7 @@ from chainrule import CONF
 from chainrule.data import Images
 from chainrule.density import AutoregressiveDensity, BinaryDensity
 from chainrule.evaluation.sampling import draw_samples, save_completed
-from chainrule.evaluation.scoring import check_finite, nll_and_pixels, nll_per_image, save_test, scored, splits
+from chainrule.evaluation.scoring import check_finite, nll_and_pixels, nll_per_image, scored, splits
 from chainrule.files import remove_parts
 from chainrule.mixture import OrderEnsemble
 from chainrule.runs.directory import RunDir, failure_noted, lock, open_run
@@ -47,6 +47,7 @@ from chainrule.runs.fingerprint import (
     targets,
 )  # fmt: skip
 from chainrule.runs.load import checkpoint_sha256, class_named, in_orders, load_selected, read_checkpoint
+from chainrule.runs.nll import save_nll
 from chainrule.runs.provenance import provenance
 from chainrule.runs.record import Record
 from chainrule.runs.settings import check, is_complete, public_config, public_overrides
@@ -59,7 +60,6 @@ from chainrule.training.wandb import Tracker, WandbCallback, conclude
 log = logging.getLogger(__name__)
 
 COMPLETED = 8  # test images in a run's completions.png
-SIGTERM_CODE = 143
 SLOWER = 1.3  # times; below, it may be noise
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
 
@@ -268,7 +268,7 @@ def _interruptible(trainer: L.Trainer) -> Iterator[None]:
         if trainer.received_sigterm:  # after the last step, where Lightning no longer looks
             raise SIGTERMException
     except SIGTERMException:
-        raise SystemExit(SIGTERM_CODE) from None
+        raise SystemExit(143) from None
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
@@ -287,7 +287,7 @@ def _record(cfg: DictConfig, run: RunDir, fitted: Fitted, overrides: Sequence[st
     else:
         scores["test"] = nll_per_image(best, test)
     check_finite(scores)
-    save_test(run, nll=scores["test"], **by_pixel)
+    save_nll(run.path, nll=scores["test"], **by_pixel)
     order, built, start = cfg.get("orders") or cfg.model.get("order"), targets(cfg), cfg.get("ckpt_path")
     if isinstance(best, OrderEnsemble):
         order = f"{len(best.orders)} orders"

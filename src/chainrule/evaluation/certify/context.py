@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chainrule.density import AutoregressiveDensity, BinaryDensity
-from chainrule.evaluation.coding import logits_along
 from chainrule.evaluation.scoring import BATCH, in_batches
 from chainrule.mixture import Mixture, OrderEnsemble
+from chainrule.testing import walk_along
 
 Figures = dict[str, object]
 SMALL = 64  # pixels: up to here the default walk, which recomputes everything at every step, is cheap
@@ -40,7 +40,7 @@ class Context:
     Args:
         density: as it computed the number: in its own precision, with its own kernels.
         test: all test images, (N, n) uint8.
-        recorded: the NLL of each test image in the record, (N,) float64 nats; None: as the density scores them now.
+        nll: of each test image in the record, (N,) float64 nats.
         n: images that are coded; more than there are means all.
         k: pixels over whose values completions are summed.
         seed: which images are chosen, and which are drawn.
@@ -49,7 +49,7 @@ class Context:
 
     density: BinaryDensity
     test: Tensor
-    recorded: Tensor | None = None
+    nll: Tensor
     n: int = 1000
     k: int = 12
     seed: int = 0
@@ -59,13 +59,6 @@ class Context:
     def exact(self) -> BinaryDensity:
         """The density in float64, without compiled kernels."""
         return self.density.reference()
-
-    @cached_property
-    def nll(self) -> Tensor:
-        """What is claimed of each test image, (N,) nats."""
-        if self.recorded is not None:
-            return self.recorded
-        return -in_batches(self.density.log_prob, self.test, self.density.device)
 
     def chosen(self, count: int) -> list[int]:
         """Numbers of random test images, in ascending order; fewer than ``count`` where there are fewer."""
@@ -152,7 +145,7 @@ def walked(density: AutoregressiveDensity, x: Tensor) -> Tensor:
     """The logits that ``walk`` gives on the way through images, (B, n) float64 in chain order."""
     z = x[:, density.order.cpu()]
     if has_cache(density) or density.dim <= SMALL:
-        return logits_along(density, z)
+        return walk_along(density, z)
     return torch.stack([_unseen(density, image) for image in z])  # the same calls as those of the default walk
 
 

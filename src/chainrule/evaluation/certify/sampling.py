@@ -54,12 +54,11 @@ def _whole(density: BinaryDensity, x: Tensor) -> dict[str, float]:
     assert isinstance(density, Mixture)
     nats = torch.stack([in_batches(member.log_prob, x, density.device) for member in density.members])
     shares = nats.softmax(0)  # (K, N): the probability that member k drew the sample
-    return {f"member {k}": _member(k, share, len(shares)) for k, share in enumerate(shares)}
-
-
-def _member(k: int, share: Tensor, members: int) -> float:
-    expected = torch.full_like(share, 1 / members)
-    return _agreeing(f"share of member {k} in a sample", share, expected, (share - expected).square().sum())
+    expected = torch.full_like(shares[0], 1 / len(shares))
+    return {
+        f"member {k}": _agreeing(f"share of member {k} in a sample", share, expected, (share - expected).square().sum())
+        for k, share in enumerate(shares)
+    }
 
 
 def _agreeing(what: str, found: Tensor, expected: Tensor, variance: Tensor) -> float:

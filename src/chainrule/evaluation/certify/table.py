@@ -83,10 +83,6 @@ def _sampling(found: Found) -> str:
     return f"log p of samples {samples}, of test images {test}; z-scores: {z}"
 
 
-def _members(found: Found) -> str:
-    return f"all {found['members']} are certified"
-
-
 SUMMARIES: dict[str, Callable[[Found], str]] = {
     "causality": _causality,
     "normalization": _normalization,
@@ -94,5 +90,5 @@ SUMMARIES: dict[str, Callable[[Found], str]] = {
     "coding": _coding,
     "recomputation": _recomputation,
     "honesty": _sampling,
-    "members": _members,
+    "members": lambda found: f"all {found['members']} are certified",
 }
