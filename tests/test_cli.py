@@ -80,9 +80,9 @@ def test_the_record_says_what_the_checkpoint_gives(trained: Path) -> None:
 
     data = Toy(data_dir=".", cache_dir=".")
     data.setup("test")
-    nll = -model.log_prob(data.test).double()  # sums of pixels in float32; the record's are in float64
-    assert record["nll"]["test"]["mean"] == pytest.approx(nll.mean().item(), abs=1e-7)
-    assert record["nll"]["test"]["stderr"] == pytest.approx(nll.std().item() / len(nll) ** 0.5, abs=1e-7)
+    nll = -model.log_prob(data.test).double()
+    assert record["nll"]["test"]["mean"] == pytest.approx(nll.mean().item(), abs=1e-12)
+    assert record["nll"]["test"]["stderr"] == pytest.approx(nll.std().item() / len(nll) ** 0.5, abs=1e-12)
     assert record["nll"]["test"]["count"] == len(data.test)
     assert np.load(trained / "nll_test.npz")["nll"] == pytest.approx(nll.detach().numpy())
     assert record["bits_per_pixel"] == pytest.approx(nll.mean().item() / np.log(2) / 9)

@@ -104,11 +104,12 @@ def nll_and_pixels(density: AutoregressiveDensity, images: Tensor) -> tuple[np.n
     """:func:`nll_per_image`, and its mean over images at each pixel, (n,) float64 nats, both in one pass."""
 
     def nats(x: Tensor) -> Tensor:
-        z = x.to(density.dtype)
-        return -F.logsigmoid((2 * z - 1) * density(z))
+        z = x.to(density.dtype)[:, density.order]
+        steps = -F.logsigmoid((2 * z - 1) * density.conditionals(z))
+        return torch.cat([steps, steps.sum(1, keepdim=True)], 1)  # summed as log_prob does, to the last bit
 
     found = in_batches(nats, images, density.device)
-    return found.sum(1).numpy(), found.mean(0).numpy()
+    return found[:, -1].numpy(), found[:, :-1].mean(0)[density.order.argsort().cpu()].numpy()
 
 
 def check_finite(scores: dict[str, np.ndarray]) -> None:

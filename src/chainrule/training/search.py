@@ -25,7 +25,7 @@ import optuna
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, QuotedString, RangeSweep
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
@@ -94,7 +94,7 @@ def _read(key: str, value: Any) -> Any:  # noqa: ANN401 (whatever stands in the 
 def _distribution(parsed: Any) -> Any:  # noqa: ANN401 (what Hydra's parser gives)
     match parsed:
         case ChoiceSweep():
-            return CategoricalDistribution([cast(Any, Override._convert_value(choice)) for choice in parsed.list])
+            return CategoricalDistribution([_bare(choice) for choice in parsed.list])
         case RangeSweep(start=int(start), stop=int(stop), step=int(step)) if range(start, stop, step):
             return IntDistribution(start, range(start, stop, step)[-1], step=step)
         case RangeSweep():
@@ -104,6 +104,15 @@ def _distribution(parsed: Any) -> Any:  # noqa: ANN401 (what Hydra's parser give
         case IntervalSweep():
             return FloatDistribution(float(parsed.start or 0), float(parsed.end or 0), log="log" in parsed.tags)
     return parsed
+
+
+def _bare(value: Any) -> Any:  # noqa: ANN401
+    """A choice as Hydra's parser read it, without the quotes: of everything else it takes them off itself."""
+    if isinstance(value, list):
+        return [_bare(item) for item in value]
+    if isinstance(value, dict):
+        return {_bare(key): _bare(item) for key, item in value.items()}
+    return value.text if isinstance(value, QuotedString) else value
 
 
 def _short(value: Any, distribution: BaseDistribution) -> Any:  # noqa: ANN401

@@ -283,10 +283,11 @@ def _record(cfg: DictConfig, run: RunDir, fitted: Fitted, overrides: Sequence[st
     scores, by_pixel = {"train": nll_per_image(best, train), "valid": fitted.valid}, {}
     if isinstance(best, AutoregressiveDensity):  # an ensemble has no order of its own
         scores["test"], by_pixel["pixels"] = nll_and_pixels(best, test)
-        save_completed(best, test[:COMPLETED], run.completions, seed=cfg.seed)
     else:
         scores["test"] = nll_per_image(best, test)
     check_finite(scores)
+    if isinstance(best, AutoregressiveDensity):
+        save_completed(best, test[:COMPLETED], run.completions, seed=cfg.seed)
     save_nll(run.path, nll=scores["test"], **by_pixel)
     order, built, start = cfg.get("orders") or cfg.model.get("order"), targets(cfg), cfg.get("ckpt_path")
     if isinstance(best, OrderEnsemble):
