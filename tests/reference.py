@@ -151,11 +151,11 @@ def added(a: list[float], b: list[float]) -> list[float]:
     return [p + q for p, q in zip(a, b, strict=True)]
 
 
-def pixelcnn_parameters(n: int, gates: bool, channels: int = 3, attention: int = 0) -> int:
-    """c channels, 2 blocks, a first layer of 2×3, windows of 2×5 and 1×3."""
+def pixelcnn_parameters(n: int, gates: bool, channels: int = 4, attention: int = 0) -> int:
+    """c channels, 2 blocks, a first layer that sees 1×3 pixels above and one to the left, windows of 2×3 and 1×2."""
     c, wide = channels, 2 * channels if gates else channels
-    first = c * (2 * 3 + 1) + c * n
-    block = 4 * c + c * wide * (2 * 5 + 3) + (c + 1) * wide + 2 * (c + 1) * c
+    first = c * (1 * 3 + 1) + c * n
+    block = 4 * c + c * wide * (2 * 3 + 2) + (c + 1) * wide + 2 * (c + 1) * c
     attended = 12 * c**2 + 10 * c if attention else 0
     return first + 2 * block + attended + (2 * c + (c + 1) * c) + (c + 1) + n
 
@@ -304,7 +304,7 @@ REFERENCES = {
     "pixelcnn": Reference(
         pixelcnn,
         pixelcnn_parameters,
-        [{"gates": False}, {"gates": True}, {"gates": False, "channels": 4, "attention": 1}],
+        [{"gates": False}, {"gates": True}, {"gates": False, "channels": 8, "attention": 2}],
     ),
     "nade": Reference(nade, lambda n, hidden: 2 * n * hidden + hidden + n, WIDTHS, lambda n, hidden: hidden),
     "transformer": Reference(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -135,12 +136,13 @@ def check(cfg: DictConfig) -> None:
 
     model = class_named(str(cfg.model._target_), AutoregressiveDensity)  # type: ignore[type-abstract]
     given = [override.partition("=")[0].strip("+~") for override in HydraConfig.get().overrides.task]
-    small = {key: value for key, value in model.small.items() if key in cfg.model and f"model.{key}" not in given}
-    shape = {"shape": model.small["shape"]} if "shape" in model.small else {}
+    own = {key: cfg.model[key] for key in model.small if key in cfg.model and f"model.{key}" in given}
+    small = {key: value for key, value in model.small.items() if key in cfg.model or key == "shape"}
     try:
-        done = testing.check(partial(hydra.utils.instantiate, cfg.model, _convert_="all"), **small, **shape)
-    except AssertionError as error:
-        raise ValueError(str(error)) from error
+        done = testing.check(partial(hydra.utils.instantiate, cfg.model, _convert_="all"), **(small | own))
+    except (AssertionError, ValueError, InstantiationException) as error:
+        sizes = ", ".join(f"{key}={value}" for key, value in (small | own).items())
+        raise ValueError(f"{message(error)}\nwhat is checked is small: {sizes}. Other values: model.KEY=VALUE") from error
     _show(f"{model.__name__}: {len(done)} checks passed")
 
 

@@ -59,7 +59,7 @@ class PixelCNN(AutoregressiveDensity):
 
     orders = GRID_ORDERS
     sees_all = False
-    small: ClassVar = {"channels": 3, "blocks": 2, "patch": 1, "first": [2, 3]}
+    small: ClassVar = {"channels": 4, "blocks": 2, "patch": 1, "first": [1, 3], "window": [2, 3], "width": 2}
 
     def __init__(
         self,
