@@ -120,6 +120,21 @@ def test_other_test_images_are_refused(tmp_path: Path, change: dict[str, object]
     assert "needs the same test images" in str(error.value)
 
 
+def test_a_folder_of_two_test_sets_is_two_tables(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for k, name in enumerate("abcde"):
+        other = (
+            {"data__sha256__test": OTHER} if name in "bd" else {"data__sha256__test": "c3" * 32} if name == "e" else {}
+        )
+        run(tmp_path / name, EASY + k, config__model__hidden=k, **other)
+    found = compare(tmp_path)
+    pairs = [(d.reference.row.first.path.name, d.other.row.first.path.name) for d in found]
+    assert sorted(pairs) == [("a", "c"), ("b", "d")]
+    assert "e was scored on static" in caplog.text
+    text = table(found, width=200)
+    assert text.count("negative: better") == 2
+    assert len([*csv.DictReader(io.StringIO(table(found, "csv")))]) == 2
+
+
 def save(**arrays: np.ndarray) -> bytes:
     file = io.BytesIO()
     np.savez(file, **arrays)

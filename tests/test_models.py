@@ -116,8 +116,10 @@ def test_a_model_of_ones_own_is_two_files(
         assert re.search(r"Independent: \d+ checks passed", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("words", [*MODELS, "made model.direct=false model.hidden=[9]", "pixelcnn model.patch=2",
-                                   "pixelcnn model.told=true model.attention=1", "transformer model.patch=2"])  # fmt: skip
+@pytest.mark.parametrize("words", [
+    *MODELS, "made model.direct=false model.hidden=[9]", "pixelcnn model.patch=2",
+    "pixelcnn model.told=true model.attention=1", "transformer model.patch=2",
+])  # fmt: skip
 def test_check_passes_every_model_of_ours(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, *more = words.split()
     monkeypatch.setattr(sys, "argv", ["chainrule", "check", f"model={name}", *more])

@@ -142,7 +142,9 @@ def check(cfg: DictConfig) -> None:
         done = testing.check(partial(hydra.utils.instantiate, cfg.model, _convert_="all"), **(small | own))
     except (AssertionError, ValueError, InstantiationException) as error:
         sizes = ", ".join(f"{key}={value}" for key, value in (small | own).items())
-        raise ValueError(f"{message(error)}\nwhat is checked is small: {sizes}. Other values: model.KEY=VALUE") from error
+        raise ValueError(
+            f"{message(error)}\nwhat is checked is small: {sizes}. Other values: model.KEY=VALUE"
+        ) from error
     _show(f"{model.__name__}: {len(done)} checks passed")
 
 

@@ -75,10 +75,12 @@ def find_members(cfg: DictConfig) -> list[Record]:
     # An unfinished mixture may be this one, begun before.
     if left := [str(run.path) for run in unfinished if not (run.config.is_file() and "members" in load_config(run))]:
         raise ValueError(f"unfinished: {', '.join(left)}. Finish these runs or leave them out")
-    members = sorted((r for r in found if cfg.only in (None, r.data.name)), key=lambda r: str(r.path))
-    if mixtures := [
-        str(r.path) for r in members if r.config.get("members") and (cfg.run or not r.config.get("orders"))
-    ]:
+    named = {Path(path).expanduser().resolve() for path in ([where] if isinstance(where, str) else where)}
+    mixed = [r for r in found if r.config.get("members") and (cfg.run or not r.config.get("orders"))]
+    if own := [r for r in mixed if r.path.resolve() not in named]:  # perhaps of this very command, given before
+        log.info("mixtures are left out: %s", ", ".join(str(r.path) for r in own))
+    members = sorted((r for r in found if r not in own and cfg.only in (None, r.data.name)), key=lambda r: str(r.path))
+    if mixtures := [str(r.path) for r in members if r in mixed]:
         raise ValueError(f"a member cannot be a mixture: name the members of {', '.join(mixtures)} instead")
     if cfg.run and len(members) != 1:
         raise ValueError(f"run must be one finished run, found {len(members)} in {cfg.run}")

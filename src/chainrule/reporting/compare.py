@@ -5,6 +5,7 @@ An easy image is easy for every model, so differences image by image vary far le
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from chainrule.reporting.tables import Row, group, labels, objections, test_set
 from chainrule.runs.directory import discover
 from chainrule.runs.nll import read_nll
 from chainrule.runs.record import Estimate, Record
+
+log = logging.getLogger(__name__)
 
 Z = 1.96  # standard errors on either side of a mean: 95% of a normal distribution
 
@@ -56,36 +59,41 @@ class Difference:
 
 
 def compare(runs: Sequence[Path | str] | Path | str) -> list[Difference]:
-    """Everything under some folders against the first of them.
+    """Everything under some folders against the first of them that was scored on the same test images.
 
     Args:
         runs: run directories, or folders of several. Runs in one folder that differ in their seed only count as one,
             averaged image by image; other runs in it count each for itself, the lowest NLL first.
 
     Raises:
-        ValueError: fewer than two, different test sets, or a run without its NLL of each image.
+        ValueError: no two runs of one test set, or a run without its NLL of each image.
     """
     paths = [runs] if isinstance(runs, str | Path) else runs
     rows = [row for path in paths for row in group(discover(path)[0])]
     if len(rows) < 2:
         found = f"{len(rows)} in {', '.join(map(str, paths))}"
         raise ValueError(f"comparing takes at least two finished runs, and there is {found}: runs=DIR,DIR")
-    for row in rows[1:]:
-        _check_images(rows[0].first, row.first)
-    reference, *others = (Entry(row, np.mean([read_nll(r) for r in row.records], axis=0)) for row in rows)
-    return [_difference(reference, other) for other in others]
-
-
-def _check_images(a: Record, b: Record) -> None:
-    if test_set(a)[3] != test_set(b)[3]:
-        scored = [
-            f"{short_path(r.path)} was scored on {name} {height}×{width} (SHA-256 {sha256[:8]}…)"
-            for r, (name, height, width, sha256) in ((r, test_set(r)) for r in (a, b))
-        ]
+    sets: dict[str, list[Row]] = {}
+    for row in rows:
+        sets.setdefault(test_set(row.first)[3], []).append(row)
+    alone = [_scored(same[0].first) for same in sets.values() if len(same) == 1]
+    if len(alone) == len(sets):
         raise ValueError(
-            f"{', '.join(scored)}: a paired difference needs the same test images. "
+            f"{', '.join(alone)}: a paired difference needs the same test images. "
             "Compare runs of one data set and one data.side"
         )
+    for left in alone:
+        log.warning("left out, the only one: %s", left)
+    found = []
+    for same in (same for same in sets.values() if len(same) > 1):
+        reference, *others = (Entry(row, np.mean([read_nll(r) for r in row.records], axis=0)) for row in same)
+        found += [_difference(reference, other) for other in others]
+    return found
+
+
+def _scored(r: Record) -> str:
+    name, height, width, sha256 = test_set(r)
+    return f"{short_path(r.path)} was scored on {name} {height}×{width} (SHA-256 {sha256[:8]}…)"
 
 
 def _difference(reference: Entry, other: Entry) -> Difference:
@@ -95,23 +103,31 @@ def _difference(reference: Entry, other: Entry) -> Difference:
 
 
 def table(differences: Sequence[Difference], format: str = "console", width: int | None = None) -> str:  # noqa: A002
-    """Differences from one reference as a table; formats as in :func:`chainrule.reporting.tables.tabulate`."""
+    """Differences as a table for each test set; formats as in :func:`chainrule.reporting.tables.tabulate`."""
     check_format(format)
-    reference = differences[0].reference
-    names = _names([reference, *(d.other for d in differences)])
+    sets: dict[int, list[Difference]] = {}
+    for d in differences:
+        sets.setdefault(id(d.reference), []).append(d)
+    named = [(same, _names([same[0].reference, *(d.other for d in same)])) for same in sets.values()]
     if format == "csv":
-        return csv_text([_flat(d, names[0], name) for d, name in zip(differences, names[1:], strict=True)])
+        return csv_text(
+            [_flat(d, names[0], name) for same, names in named for d, name in zip(same, names[1:], strict=True)]
+        )
+    return render([_grid(same, names) for same, names in named], [], format, width)
+
+
+def _grid(differences: Sequence[Difference], names: Sequence[str]) -> Grid:
+    reference = differences[0].reference
     data, height, wide, sha256 = test_set(reference.row.first)
     header = ("test NLL", "difference", "95% interval", "better on", "worse on")
     head = [names[0], nats(reference.row.nll), *[""] * 4]
-    grid = Grid(
+    return Grid(
         title=f"{data} {height}×{wide}, test set {sha256[:8]}: NLL in nats, and differences from "
         f"{names[0]} over the same {len(reference.nll):,} images",
         columns=[Column("run", left=True), *map(Column, header)],
         blocks=[Block([head, *(_line(d, name) for d, name in zip(differences, names[1:], strict=True))])],
         notes=_notes(differences),
     )
-    return render([grid], [], format, width)
 
 
 def _line(d: Difference, name: str) -> list[str]:
