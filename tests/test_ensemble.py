@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import finish
 from zoo import build, every_image
 
 import chainrule
+from chainrule.data import Toy
+from chainrule.evaluation.sampling import mask
 from chainrule.mixture import OrderEnsemble
 from chainrule.orders import GRID_ORDERS
 
@@ -56,6 +59,29 @@ def test_it_is_trained_loaded_and_scored_as_a_mixture(tmp_path: Path) -> None:
     assert record.parameters.count == model.density.parameter_count
     assert record.test.mean < 16 * math.log(2)
     assert chainrule.train(model="pixelcnn", data="toy", overrides=[*settings, f"paths.runs={tmp_path}"]) == record
+
+
+def test_what_needs_an_order_takes_one_of_them(tmp_path: Path) -> None:
+    settings = ["orders=[raster,transposed_lr]", "logger=none", "trainer.max_epochs=1", "model.hidden=5"]
+    chainrule.train(model="nade", data="toy", overrides=settings, run_dir=tmp_path / "run")
+    network = chainrule.load_model(tmp_path / "run").density
+    for observed, order in (("top", "raster"), ("right", "transposed_lr")):
+        words = ["complete", "run=run", f"observed={observed}", "n=2", "draws=3", "out=bits.npy"]
+        code, said = finish(words, tmp_path)
+        assert code == 0, said
+        seen, toy = mask(observed, (3, 3), torch.Generator()), Toy()
+        toy.setup("test")
+        x = toy.test[torch.randperm(len(toy.test), generator=torch.Generator().manual_seed(0))[:2]]
+        x = x.repeat_interleave(3, 0)
+        expected = network.reordered(order).complete(x, seen, torch.Generator().manual_seed(0))
+        assert (np.load(tmp_path / "bits.npy").reshape(6, 9) == expected.numpy()).all()
+    assert "no order of run begins" in finish(["complete", "run=run", "observed=centre"], tmp_path)[1]
+    assert finish(["compress", "run=run", "file=x.bin", "order=transposed_lr"], tmp_path)[0] == 0
+    assert finish(["decompress", "run=run", "file=x.bin", "order=transposed_lr"], tmp_path)[0] == 0
+    assert (np.load(tmp_path / "x.bin.npy").reshape(-1, 9) == toy.test.numpy()).all()
+    assert "by another model" in finish(["decompress", "run=run", "file=x.bin"], tmp_path)[1]
+    said = finish(["compress", "run=run", "file=x", "order=spiral"], tmp_path)[1]
+    assert "order must be raster or transposed_lr" in said
 
 
 @pytest.mark.slow

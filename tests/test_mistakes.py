@@ -263,7 +263,7 @@ CASES = {
     "a configuration of aliases": Case(
         ["sample", "run=RUN"], "config.yaml has aliases",
         lambda folder, _: (folder / "RUN/config.yaml").write_text("a: &a [1]\nb: [*a, *a]\n")),
-    "a configuration without an end": Case(["sample", "run=RUN"], "is not a run directory",
+    "a configuration without an end": Case(["sample", "run=RUN"], "not its configuration and weights",
                                            lambda folder, _: fifo(folder / "RUN/config.yaml")),
     "a configuration of a gigabyte": Case(["sample", "run=RUN"], "config.yaml has .* bytes; at most",
                                           lambda folder, _: os.truncate(folder / "RUN/config.yaml", 2**30)),

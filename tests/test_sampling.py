@@ -83,10 +83,10 @@ def test_a_prefix_is_completed_by_every_model_and_another_mask_refused(
 ) -> None:
     Command(monkeypatch, trained, "complete", "run=one", "observed=top", "out=top.png")
     assert (trained / "top.png").read_bytes()[:4] == b"\x89PNG"
-    with pytest.raises(
-        SystemExit, match=r"must be a prefix of the model's order: .* a model of any order, such as deep"
-    ):
+    with pytest.raises(SystemExit, match=r"no order of one begins .*; transposed_lr, .* do: .*; a model of any"):
         Command(monkeypatch, trained, "complete", "run=one", "observed=right")
+    with pytest.raises(SystemExit, match=r"order=transposed_lr: one was trained in one order only"):
+        Command(monkeypatch, trained, "complete", "run=one", "order=transposed_lr")
 
 
 def test_completions_as_bits(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

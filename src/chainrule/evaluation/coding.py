@@ -202,7 +202,7 @@ def unpack(density: AutoregressiveDensity, content: bytes, name: str = "the file
     if model != (ours := fingerprint(density)):
         raise ValueError(
             f"{name} was written by another model (SHA-256 {model.hex()[:12]}…, this run's is {ours.hex()[:12]}…): "
-            "give the run that it was compressed with"
+            "give the run that it was compressed with, and its order="
         )
     if count * density.dim > LARGEST:
         raise ValueError(f"{name} says that it has {count:,} images: more than {LARGEST:,} pixels are not decoded")
@@ -245,7 +245,7 @@ def compress(cfg: DictConfig) -> Table:
         OSError: something cannot be found, or the file not be written.
     """
     check(cfg)
-    density, path = load_autoregressive(cfg.run, trust=cfg.trust), Path(cfg.file).expanduser()
+    density, path = load_autoregressive(cfg.run, trust=cfg.trust, order=cfg.order), Path(cfg.file).expanduser()
     images = _read(Path(str(cfg.images)).expanduser(), density) if cfg.images else scoring.load_split(cfg)
     content = pack(density, images)
     write_whole(path, content)
@@ -265,7 +265,7 @@ def decompress(cfg: DictConfig) -> tuple[Path, int]:
         OSError: something cannot be found, or the file not be written.
     """
     check(cfg)
-    density, source = load_autoregressive(cfg.run, trust=cfg.trust), Path(cfg.file).expanduser()
+    density, source = load_autoregressive(cfg.run, trust=cfg.trust, order=cfg.order), Path(cfg.file).expanduser()
     out = Path(cfg.out).expanduser() if cfg.out else source.with_name(f"{source.name}.npy")
     if out.suffix != ".npy":
         raise ValueError(f"out must end in .npy, got {out}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from chainrule.density import AutoregressiveDensity, BinaryDensity
 from chainrule.evaluation.images import save_completions, save_grid
 from chainrule.evaluation.scoring import BATCH, load_data
 from chainrule.files import content_of, read_small, write_whole
+from chainrule.orders import GRID_ORDERS
 from chainrule.runs.directory import RunDir, load_config, open_run
 from chainrule.runs.load import load_autoregressive, load_model
 from chainrule.runs.record import Sampling
@@ -66,30 +68,48 @@ def complete(cfg: DictConfig) -> Path:
     """Completes test images: writes original, masked and draws side by side (.png), or the draws' bits (.npy).
 
     What is observed is the first part ``keep`` of the order, or ``observed``: see :func:`mask`. A model of any order
-    takes an order that begins with it; of every other model it must be a prefix of its order.
+    takes an order that begins with it, a network in several orders that one of them which does; of every other model
+    it must be a prefix of its order.
+
+    Raises:
+        ValueError: the model has no such order, or the file has another ending.
     """
     check(cfg)
     out = _out(cfg, "completions.png")
-    density = load_autoregressive(cfg.run, trust=cfg.trust)
+    density = load_autoregressive(cfg.run, trust=cfg.trust, order=cfg.order)
     generator = torch.Generator().manual_seed(cfg.seed)
+    observed = _first(density, cfg.keep)
     if cfg.observed is not None:
         observed = mask(str(cfg.observed), density.shape, generator)
-        if density.any_order:
-            density = density.reordered(order_after(observed, generator))
-    else:
-        observed = _first(density, cfg.keep)
+        density = _beginning_with(observed, density, cfg, generator)
     data = load_data(cfg, load_config(open_run(cfg.run)).data)
     chosen = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(cfg.seed))[: cfg.n]
     images = data.test[chosen]
-    try:
-        drawn = _completed(density, images, observed, cfg.draws, cfg.seed)
-    except ValueError as error:
-        raise ValueError(f"{error}; a model of any order, such as deep_nade, takes any mask") from error
+    drawn = _completed(density, images, observed, cfg.draws, cfg.seed)
     if out.suffix == ".png":
         save_completions(images, observed, drawn, density.shape, out)
     else:
         _save_bits(drawn.to(torch.uint8).view(len(images), cfg.draws, *density.shape), out)
     return out
+
+
+def _beginning_with(
+    observed: Tensor, density: AutoregressiveDensity, cfg: DictConfig, generator: torch.Generator
+) -> AutoregressiveDensity:
+    """The density in an order that begins with the observed pixels (n,), or a ValueError that says which ones do."""
+    if density.any_order:
+        return density.reordered(order_after(observed, generator))
+    if bool(observed[density.order[: (count := int(observed.sum()))]].all()):
+        return density
+    orders = {name: density.checked(name) for name in GRID_ORDERS if name in density.orders}
+    fitting = [name for name, order in orders.items() if bool(observed[order[:count]].all())]
+    for name in [name for name in fitting if cfg.order in (None, name)]:
+        with suppress(ValueError):  # not one of its orders
+            return load_autoregressive(cfg.run, trust=cfg.trust, order=name)
+    cures = [f"{', '.join(fitting)} do: train with model.order={name}, or orders=grid" for name in fitting[:1]]
+    what = f"order={cfg.order} does not begin" if cfg.order else f"no order of {cfg.run} begins"
+    cures.append("a model of any order, such as deep_nade, takes any mask")
+    raise ValueError(f"observed={cfg.observed}: {what} with these pixels; {'; '.join(cures)}")
 
 
 def mask(name: str, shape: tuple[int, int], generator: torch.Generator) -> Tensor:

@@ -84,11 +84,11 @@ def compare(runs: Sequence[Path | str] | Path | str) -> list[Difference]:
         )
     for left in alone:
         log.warning("left out, the only one: %s", left)
-    found = []
+    differences: list[Difference] = []
     for same in (same for same in sets.values() if len(same) > 1):
         reference, *others = (Entry(row, np.mean([read_nll(r) for r in row.records], axis=0)) for row in same)
-        found += [_difference(reference, other) for other in others]
-    return found
+        differences += [_difference(reference, other) for other in others]
+    return differences
 
 
 def _scored(r: Record) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sysconfig
 import traceback
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from chainrule.runs.record import Record
 log = logging.getLogger(__name__)
 
 PATIENCE = 0.3  # seconds to wait for a lock: whoever only looks at one holds it for a moment, too
+REFUSED = ("train.log", "failure.txt", ".lock", ".hydra")  # what there is of a run before it has begun
 STUDY = "study.db"  # of a search: its trials are judged by validation images, and have no record
 
 
@@ -84,9 +86,21 @@ def open_run(path: str | Path) -> RunDir:
         FileNotFoundError: there is none.
     """
     run = RunDir(Path(path).expanduser())
-    if not run.config.is_file():
-        raise FileNotFoundError(f"{path} is not a run directory: it has no config.yaml. `chainrule train` makes them")
-    return run
+    if run.config.is_file():
+        return run
+    if run.record.is_file():
+        record = Record.read(run.path)
+        again = "mix runs=DIR,DIR" if record.config.get("members") else f"train {record.command}"
+        raise FileNotFoundError(
+            f"{path} has the record of a run, but not its configuration and weights. To make them: chainrule {again}"
+        )
+    what = "it has no config.yaml. `chainrule train` makes them"
+    around = next((folder for folder in run.path.parents if (folder / run.config.name).is_file()), None)
+    if run.path.is_file() and around:
+        what = f"it is a file of one. Give the directory: {around}"
+    elif run.path.is_dir() and (inside := next(_run_directories(run.path), None)):
+        what = f"there are some in it. Give one of them, such as {inside}"
+    raise FileNotFoundError(f"{path} is not a run directory: {what}")
 
 
 def load_config(run: RunDir) -> DictConfig:
@@ -209,6 +223,13 @@ def failure_noted(run: RunDir) -> Iterator[None]:
         with suppress(OSError):  # the disk may be what failed
             write_whole(run.failure, f"{message(error)}\n".encode())
         raise error
+
+
+def discard(run: RunDir) -> None:
+    """Removes the directory of a run that was refused before it began: what is wrong was said."""
+    with suppress(OSError):
+        if {file.name for file in run.path.iterdir()} <= {*REFUSED} and run.path.resolve() != Path.cwd():
+            shutil.rmtree(run.path)
 
 
 def is_mistake(error: BaseException) -> bool:

@@ -17,7 +17,7 @@ from chainrule.density import AutoregressiveDensity, BinaryDensity
 from chainrule.files import LARGEST, file_sha256, is_intact, is_sealed, read_small
 from chainrule.mixture import Mixture, OrderEnsemble
 from chainrule.runs.directory import RunDir, load_config, open_run
-from chainrule.validate import number
+from chainrule.validate import choice, number
 
 Kind = TypeVar("Kind")
 
@@ -64,18 +64,34 @@ def load_model(run_dir: str | Path, device: str | torch.device = "cpu", trust: s
     return (density or load_selected(run, trust)).to(device).eval()
 
 
-def load_autoregressive(run_dir: str | Path, trust: str | None = None) -> AutoregressiveDensity:
+def load_autoregressive(
+    run_dir: str | Path, trust: str | None = None, order: str | None = None
+) -> AutoregressiveDensity:
     """The same on the CPU, for what needs an order.
 
+    Args:
+        run_dir: as :func:`load_model`.
+        trust: as :func:`load_model`.
+        order: of a network in several orders, or of any, the one to take; the first by itself.
+
     Raises:
-        FileNotFoundError, ValueError: as :func:`load_model`; or the run is a mixture.
+        FileNotFoundError, ValueError: as :func:`load_model`; or the run is a mixture of networks, or the network does
+            not know the order.
     """
     density = load_model(run_dir, trust=trust)
+    if isinstance(density, OrderEnsemble):
+        choice("order", order or density.orders[0], density.orders)
+        return density.density.reordered(order or density.orders[0])
     if not isinstance(density, AutoregressiveDensity):
         raise ValueError(
             f"{run_dir} is a mixture: it has no order of its own, so its images are not drawn or coded pixel by pixel. "
             "Take one of its members, which its config.yaml names"
         )
+    if order is not None:
+        same = torch.equal(density.checked(order), density.order)
+        if not (same or density.any_order):
+            raise ValueError(f"order={order}: {run_dir} was trained in one order only, which is another")
+        return density if same else density.reordered(order)
     return density
 
 

@@ -46,7 +46,7 @@ NEEDED = (
     "trainer.max_epochs",
 )  # fmt: skip
 TEXTS = (
-    "run", "out", "file", "split", "observed", "device", "only", "trust", "ckpt_path", "bench", "figures",
+    "run", "out", "file", "split", "observed", "device", "only", "order", "trust", "ckpt_path", "bench", "figures",
 )  # fmt: skip
 # What makes a run train or validate on a part of the images, or stop before its last epoch.
 PARTIAL: dict[str, tuple[object, ...]] = {

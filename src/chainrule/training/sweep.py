@@ -34,7 +34,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from chainrule.files import write_whole
-from chainrule.runs.directory import RunDir, in_use, message
+from chainrule.runs.directory import RunDir, discard, in_use, is_mistake, message
 from chainrule.runs.fingerprint import fingerprint, stored_fingerprint
 from chainrule.runs.record import Record
 
@@ -173,6 +173,8 @@ def isolated(run: RunDir) -> Iterator[None]:
         failed = False
     except BaseException as error:
         if HydraConfig.get().mode != RunMode.MULTIRUN or _stops_everything(error):
+            if is_mistake(error):
+                discard(run)
             raise
         if isinstance(error, SystemExit) and error.code not in STOPS and not _by_ray(error):
             write_whole(run.failure, f"sys.exit({error.code!r}) was called\n".encode())

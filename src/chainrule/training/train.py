@@ -152,15 +152,14 @@ def _fit(cfg: DictConfig, run: RunDir, callbacks: Sequence[Callback] = ()) -> Fi
     if cfg.get("ckpt_path"):
         _begin_from(density, open_run(cfg.ckpt_path))
     check_causal(density, data.train[:2])
-    create(run, cfg)
-    count = f"{density.parameter_count:,}"
-    log.info("%s with %s parameters on %s; writing to %s", model_name(cfg), count, data.name, run.path)
-
     optimizer, scheduler = (instantiate(cfg[part], _convert_="all") for part in ("optimizer", "scheduler"))
     module = DensityModule(
         density, optimizer=optimizer, scheduler=scheduler, train_size=len(data.train), seed=cfg.seed
     )  # fmt: skip
     trainer = _trainer(cfg, run, [*callbacks, Savers(run.checkpoints)])
+    create(run, cfg)
+    count = f"{density.parameter_count:,}"
+    log.info("%s with %s parameters on %s; writing to %s", model_name(cfg), count, data.name, run.path)
     remove_parts(run.path)
     if checkpoint := resumable(run.checkpoints):
         log.info("resuming from %s", checkpoint)
