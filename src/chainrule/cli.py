@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from chainrule.training.sweep import Job
 
+log = logging.getLogger(__name__)
+
 # Exit codes of a process that was asked to end, as a shell has them.
 STOPPED = {130: "interrupted (Ctrl-C)", 143: "stopped (SIGTERM)"}
 
@@ -65,6 +67,9 @@ def train(cfg: DictConfig) -> float | None:
     from chainrule.training.sweep import isolated  # noqa: PLC0415
 
     job = HydraConfig.get()
+    if job.mode == RunMode.RUN and (swept := job.sweeper.get("params")):
+        words = " ".join(f"{key}={values}" for key, values in swept.items())
+        log.warning("this recipe is a sweep, %s, and one job of it is run here: add -m", words)
     alone = sys.stdout.isatty() and job.mode == RunMode.RUN
     if alone if cfg.print_config is None else cfg.print_config:
         _show(Syntax(OmegaConf.to_yaml(OmegaConf.create(public_config(cfg))), "yaml", background_color="default"))

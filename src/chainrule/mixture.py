@@ -78,8 +78,11 @@ class OrderEnsemble(Mixture):
         BinaryDensity.__init__(self, shape=density.shape)
         self.density = density
         self.orders = several(orders, density.shape)
-        for order in self.orders:
-            density.checked(order)
+        try:
+            for order in self.orders:
+                density.checked(order)
+        except ValueError as error:
+            raise ValueError(f"orders={orders}: {error}") from error
 
     @property
     def members(self) -> list[AutoregressiveDensity]:  # type: ignore[override]

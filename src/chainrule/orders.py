@@ -72,12 +72,12 @@ def several(orders: str | int | Sequence[str], shape: tuple[int, int]) -> list[s
     """
     if orders == "grid":
         return list(GRID_ORDERS)
-    if isinstance(orders, int) and 2 <= orders <= MOST:
+    if isinstance(orders, int) and not isinstance(orders, bool) and 2 <= orders <= MOST:
         return [f"random-{seed}" for seed in range(orders)]
     names = list(orders) if isinstance(orders, list | tuple) else []
     if len(names) < 2 or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise ValueError(
-            f"orders must be grid, a number from 2 to {MOST}, or a list of two or more names, got {orders!r}"
+            f"orders must be grid, a number from 2 to {MOST}, or a list of two or more names, each once, got {orders!r}"
         )
     for name in names:
         permutation(name, shape)

@@ -40,7 +40,8 @@ def check(model: Callable[..., AutoregressiveDensity], **arguments: object) -> l
     cls = model if isinstance(model, type) else type(model(shape=(4, 4), order="raster", **arguments))
     assert issubclass(cls, AutoregressiveDensity), f"{cls.__name__} is no AutoregressiveDensity"
     given = {"shape": (3, 3), **(cls.small if cls is model else {}), **arguments}
-    done, kinds = [], [{"order": order} for order in some_orders(cls)]
+    done: list[str] = []
+    kinds: list[dict[str, object]] = [{"order": order} for order in some_orders(cls)]
     if given.get("patch") == 2:
         given["shape"] = (4, 4)
     else:

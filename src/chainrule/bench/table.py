@@ -15,7 +15,7 @@ Record = Mapping[str, Any]
 def render(record: Record, form: str = "console") -> str:
     """Every table that the record has something for, as ``console`` text or as ``markdown``."""
     hardware, config = record["hardware"], record["config"]
-    cpu = f"{hardware['cpu']}, {hardware['threads']} threads"
+    cpu = f"{hardware['cpu']}, {hardware['threads']} thread{'s' * (hardware['threads'] > 1)}"
     machine = hardware["gpu"] if config["device"] == "cuda" else cpu
     commit = (record["git"]["commit"] or "unknown")[:8]
     closing = f"measured on {machine}, {record['date'][:10]}, commit {commit}; medians, and quartiles in brackets"

@@ -44,7 +44,7 @@ def mix(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[Path, Record]:
     members = find_members(cfg)
     seeds = {member.seed for member in members}
     seed = int(cfg.seed if cfg.seed is not None else seeds.pop() if len(seeds) == 1 else 0)
-    orders = _orders(cfg, members[0], seed) if cfg.orders else None
+    orders = _orders(cfg, members[0], seed) if cfg.orders is not None else None
     top = Path(cfg.paths.runs).expanduser()
     name = None if cfg.out else run_name(_config(members, orders, seed, cfg.samples, top / "new"), top)
     run = RunDir(Path(cfg.out).expanduser() if name is None else top / name)
@@ -66,9 +66,9 @@ def find_members(cfg: DictConfig) -> list[Record]:
     Raises:
         ValueError: they are unfinished, too few, mixtures themselves, or of different data.
     """
-    if not (cfg.runs or (cfg.run and cfg.orders)):
+    if not (cfg.runs or (cfg.run and cfg.orders is not None)):
         raise ValueError("missing: runs. Give it as runs=DIR,DIR; or one run in several orders, as run=DIR orders=16")
-    if cfg.runs and (cfg.run or cfg.orders):
+    if cfg.runs and (cfg.run or cfg.orders is not None):
         raise ValueError("runs= mixes several runs, run= with orders= several orders of one: give one of the two")
     where = cfg.run or (cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs))
     found, unfinished = discover(where)

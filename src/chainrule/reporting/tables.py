@@ -182,7 +182,8 @@ def _phrase(name: str, value: object, switch: bool) -> list[str]:
     if value in (None, 0, False):
         return []
     if name in PHRASES and (switch or "{" in PHRASES[name]):
-        return [PHRASES[name].format(value_text(value))]
+        said = PHRASES[name].format(value_text(value))
+        return [said.removesuffix("s") if value == 1 and said.startswith("1 ") else said]
     return [f"{PHRASES.get(name, name)} {value_text(value)}"]
 
 
@@ -673,7 +674,7 @@ def summary(record: Record) -> Table:
     """The short table that ends ``chainrule train``: the number, what it cost, and the published one."""
     test, others = record.test, [split for split in ("train", "valid") if split in record.nll]
     p = published_for(record.model, record.data.name) if record.data.n == 784 else None
-    epochs = f" for {record.epochs} epochs" if record.epochs is not None else ""
+    epochs = f" for {record.epochs} epoch{'s' * (record.epochs != 1)}" if record.epochs is not None else ""
     speed = f", {three_digits(record.images_per_second)} images/s" if record.images_per_second is not None else ""
     count, effective = record.parameters.count, record.parameters.effective
     height, width = record.data.size
@@ -685,6 +686,7 @@ def summary(record: Record) -> Table:
         "parameters": f"{count:,}" + (f" ({effective:,} effective)" if effective != count else ""),
         "seconds": f"{three_digits(record.seconds)}{epochs}{speed}",
         "kernel": record.kernel or "",
+        "order": record.order or "",
         "partial": "" if record.complete else "trained or scored on some batches only: no result",
         "test set": f"{record.data.title} {height}×{width}, SHA-256 {record.data.sha256['test'][:12]}…",
     }

@@ -90,7 +90,7 @@ class Hardware(_Part):
     gpu: str | None = None
 
     def __str__(self) -> str:
-        threads = f"{self.threads} threads" if self.threads else ""
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
         return ", ".join(filter(None, [self.gpu, self.cpu, threads]))
 
 

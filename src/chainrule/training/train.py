@@ -144,8 +144,12 @@ def _fit(cfg: DictConfig, run: RunDir, callbacks: Sequence[Callback] = ()) -> Fi
     density: BinaryDensity = instantiate(cfg.model, shape=data.shape, _convert_="all")
     if not isinstance(density, BinaryDensity):
         raise ValueError(f"model._target_={cfg.model.get('_target_')} is no model")
-    if cfg.get("orders"):
+    if cfg.get("orders") is not None:
         density = in_orders(density, cfg.orders)
+    elif cfg.model.get("told"):
+        log.warning(
+            "model.told=true tells the network which of several orders it is in, and there is one: orders=grid?"
+        )
     data.prepare_data()
     data.setup("fit")
     density.prepare(data.train)
