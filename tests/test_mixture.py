@@ -266,7 +266,6 @@ def test_one_run_in_several_orders(any_order: Path, monkeypatch: pytest.MonkeyPa
     each = torch.stack([one.reordered(order).double().log_prob(toy.test) for order in ensemble.orders])
     nll = -(each.logsumexp(0) - math.log(4))
     assert record.test.mean == pytest.approx(nll.mean().item(), abs=1e-5)
-    anyorder.command(monkeypatch, any_order, "certify", "run=run", "n=20")
     anyorder.command(monkeypatch, any_order, "certify", "run=ensemble", "n=20")
     found = verdict(any_order / "ensemble", record)
     assert found is not None

@@ -106,7 +106,7 @@ def test_everything_is_in_one_page(runs: Path) -> None:
         "Learning curves", "NLL against parameters", "NLL against minutes of training", "Nats per pixel",
         *["Samples of nade", "Samples of fvsbn"], *["Completions of nade", "Completions of fvsbn"],
     ]  # fmt: skip
-    command = "chainrule train experiment=nade data=static seed=0 trainer.enable_progress_bar=False"
+    command = "chainrule train experiment=nade data=static seed=0"
     assert command in page.text
     assert "smoothness: 0.0" in text
     assert "smoke: trained or scored on some batches only" in page.text

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 STOPPED = {130: "interrupted (Ctrl-C)", 143: "stopped (SIGTERM)"}
 
 PATHS = (
-    "run", "runs", "out", "file", "observed", "bench", "figures", "ckpt_path",
+    "run", "runs", "out", "file", "data.file", "observed", "bench", "figures", "ckpt_path",
     "paths.data_dir", "paths.cache_dir", "paths.runs", "hydra.run.dir", "hydra.sweep.dir",
 )  # fmt: skip
 

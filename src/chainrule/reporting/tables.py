@@ -449,29 +449,34 @@ FIELDS: dict[str, Field] = {
     "machine": _text("machine", lambda row: str(row.first.hardware)),
     "date": _text("date", lambda row: row.best.date, 10),
     "commit": _text("commit", lambda row: row.best.git.commit, 8),
+    "command": _text("command", lambda row: row.best.command),
     "path": _text("path", lambda row: short_path(row.best.path)),
 }
 
 
 def _field(name: str, section: Section) -> Field:
-    """A column by its name, or one of a setting: its dotted key, or the end of it.
-
-    Raises:
-        ValueError: there is neither.
-    """
+    """A column by its name, or one of a setting: its dotted key, or the end of it; empty where no run has it."""
     if name == "published":
         return Field("published", lambda row: _nearest(section, row), lambda row: _nearest(section, row))
     if name in FIELDS:
         return FIELDS[name]
-    keys = {key for r in section.records for key in r.settings if f".{key}".endswith(f".{name}")}
-    if not keys:
-        raise ValueError(f"columns: no {name!r}; there are published, {', '.join(FIELDS)}, and settings such as lr")
-    key = min(keys, key=len)
+    key = min(_keys(name, section.records), key=len, default="")
 
     def ours(row: Row) -> str:
         return value_text(row.first.settings[key]) if key in row.first.settings else ""
 
     return Field(name, lambda row: row.first.settings.get(key, ""), ours, left=True)
+
+
+def _keys(name: str, records: Iterable[Record]) -> set[str]:
+    return {key for r in records for key in r.settings if f".{key}".endswith(f".{name}")}
+
+
+def check_columns(names: Iterable[str], records: Sequence[Record]) -> None:
+    """Raises a ValueError for a column that is none, and no setting of any run."""
+    for name in names:
+        if name not in ("model", "published", *FIELDS) and not _keys(name, records):
+            raise ValueError(f"columns: no {name!r}; there are published, {', '.join(FIELDS)}, and settings such as lr")
 
 
 def _nearest(section: Section, row: Row) -> str:
@@ -512,11 +517,7 @@ def _renamed(label: str, names: Mapping[str, str]) -> str:
 
 
 def _order(section: Section, sort: str) -> list[int]:
-    """The rows in their new order; those without a value come last.
-
-    Raises:
-        ValueError: there is no such column.
-    """
+    """The rows in their new order; those without a value come last."""
     if sort.lstrip("-") == "model":
         return sorted(range(len(section.rows)), key=lambda i: section.labels[i], reverse=sort.startswith("-"))
     values = [_field(sort.removeprefix("-"), section).value(row) for row in section.rows]
@@ -590,6 +591,7 @@ def tabulate(
     if not records and not unfinished:
         raise ValueError(f"no run found in {runs}: give run directories, or a folder that contains some")
     whole = [r for r in records if r.complete or partial]
+    check_columns([*(columns or ()), sort.removeprefix("-")], whole)
     found = sections(whole, published, invalid)
     if format == "csv":
         return _csv(found, unfinished, per)

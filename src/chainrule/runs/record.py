@@ -18,6 +18,7 @@ from chainrule.files import read_small, write_whole
 from chainrule.runs.settings import settings
 
 SCHEMA = 1  # of result.json; a change of meaning adds one
+HOW = ("paths.", "hydra.", "runs=", "out=", "logger", "trainer.enable_")  # where, and how loudly
 FILE = "result.json"
 
 
@@ -184,7 +185,7 @@ class Record(_Part):
     @property
     def command(self) -> str:
         """The overrides that this run was started with, without those that say where things are."""
-        return shlex.join(word for word in self.overrides if not word.startswith(("paths.", "hydra.", "runs=", "out=")))
+        return shlex.join(word for word in self.overrides if not word.startswith(HOW))
 
     @cached_property
     def settings(self) -> Mapping[str, object]:

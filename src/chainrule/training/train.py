@@ -147,9 +147,7 @@ def _fit(cfg: DictConfig, run: RunDir, callbacks: Sequence[Callback] = ()) -> Fi
     if cfg.get("orders") is not None:
         density = in_orders(density, cfg.orders)
     elif cfg.model.get("told"):
-        log.warning(
-            "model.told=true tells the network which of several orders it is in, and there is one: orders=grid?"
-        )
+        log.warning("model.told=true says which of several orders it is, and there is one: did you mean orders=grid?")
     data.prepare_data()
     data.setup("fit")
     density.prepare(data.train)
