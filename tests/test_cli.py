@@ -260,6 +260,22 @@ def test_help_is_short_and_names_the_keys(words: list[str], run: Run, capsys: py
     assert len(said.splitlines()) < 110
 
 
+def test_help_has_the_keys_of_what_is_chosen(run: Run) -> None:
+    said = run("train", "model=pixelcnn", "optimizer=sgd", "--help")
+    assert re.search(r"model=pixelcnn\n  channels: 48", said)
+    assert "momentum" in said
+    assert "_target_" not in said
+
+
+@pytest.mark.parametrize(("word", "meant"), [
+    ("modle=nade", "model"), ("optimizer.lrr=1", "optimizer.lr"), ("lr=1", "optimizer.lr"), ("ckptpath=x", "ckpt_path"),
+    ("model.hiden=3", "model.hidden"),
+])  # fmt: skip
+def test_a_misspelt_key_is_told_the_right_one(word: str, meant: str, run: Run) -> None:
+    with pytest.raises(SystemExit, match=rf"no key '{word.partition('=')[0]}' here: did you mean .*\b{meant}\b"):
+        run("train", *TOY, word)
+
+
 def test_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     def broken(*_: object) -> None:
         raise AssertionError("an invariant of ours")

@@ -104,7 +104,7 @@ def test_members_must_be_two_of_one_shape(chosen: list[tuple[int, int]]) -> None
 
 
 def test_images_of_the_wrong_size_or_not_binary_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"9 pixels \(3×3\), got 10"):
+    with pytest.raises(ValueError, match=r"images must be \(B, 9\) .*, got the shape \(2, 10\)"):
         mixture().log_prob(torch.zeros(2, 10))
     with pytest.raises(ValueError, match="must be binary"):
         mixture().log_prob(torch.full((2, 9), 0.5))

@@ -18,6 +18,7 @@ from hydra.errors import InstantiationException
 from reference import REFERENCES, causal
 from zoo import MODELS, ROOT, an_order, base_of, build, chance, configuration, every_image, model_class, told
 
+import chainrule
 from chainrule import cli, testing
 from chainrule.density import AutoregressiveDensity
 from chainrule.mixture import OrderEnsemble
@@ -114,6 +115,23 @@ def test_a_model_of_ones_own_is_two_files(
     else:
         cli.main()
         assert re.search(r"Independent: \d+ checks passed", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", ["fvsbn", "nade"])
+def test_arguments_from_python_that_are_none(name: str) -> None:
+    model = build(name)
+    with pytest.raises(ValueError, match=r"images must be \(B, 9\) or \(B, 3, 3\), got the shape \(9,\)"):
+        model.log_prob(torch.zeros(9))
+    with pytest.raises(ValueError, match=r"got the shape \(2, 8\)"):
+        model.log_prob(torch.zeros(2, 8))
+    assert torch.equal(model.log_prob(np.zeros((2, 3, 3))), model.log_prob(torch.zeros(2, 9)))  # type: ignore[arg-type]
+    for density in (model, OrderEnsemble(model, 2)):
+        with pytest.raises(ValueError, match="n must be a whole number of at least 0, got -1"):
+            density.sample(-1)
+    with pytest.raises(ValueError, match=r"shape must be \(height, width\), got 28"):
+        model_class(name)(shape=28)
+    with pytest.raises(ValueError, match="overrides must be a list"):
+        chainrule.train(model=name, overrides="seed=1")
 
 
 @pytest.mark.parametrize("words", [
@@ -243,8 +261,8 @@ def test_observed_pixels_that_are_no_prefix_are_refused(name: str) -> None:
 @every_model
 def test_images_of_the_wrong_size_or_not_binary_are_refused(name: str) -> None:
     model = build(name)
-    (height, width), n = model.shape, model.dim
-    with pytest.raises(ValueError, match=rf"{n} pixels \({height}×{width}\), got {n + 1}"):
+    n = model.dim
+    with pytest.raises(ValueError, match=rf"images must be \(B, {n}\) or .*, got the shape \(2, {n + 1}\)"):
         model.log_prob(torch.zeros(2, n + 1))
     with pytest.raises(ValueError, match="must be binary"):
         model.log_prob(torch.full((2, n), 0.5))

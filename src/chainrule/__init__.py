@@ -54,6 +54,8 @@ def train(
     """
     from chainrule.training import train as training  # noqa: PLC0415 (seconds of imports, and --help needs none)
 
+    if isinstance(overrides, str):
+        raise ValueError(f"overrides must be a list of them, as [{overrides!r}]")
     choices = [f"{group}={choice}" for group, choice in (("model", model), ("data", data)) if choice]
     return training.compose_and_train([*choices, *overrides], run_dir)
 

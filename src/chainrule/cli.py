@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 import logging
 import os
@@ -14,7 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -24,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from chainrule import CONF, __version__
 from chainrule.runs.directory import RunDir, is_mistake, message
-from chainrule.runs.settings import check_texts, public_config
+from chainrule.runs.settings import check_texts, flatten, public_config
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -264,7 +265,7 @@ def main() -> None:
     if name not in VERBS:
         sys.exit(f"chainrule: no command {name!r}; there are {', '.join([*VERBS, 'list'])}. See chainrule --help")
     if {"-h", "--help"} & set(overrides):
-        _show(keys(name))
+        _show(keys(name, overrides))
         return
     _prepare()
     traceback_wanted = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
@@ -283,7 +284,8 @@ def main() -> None:
     except Exception as error:
         if traceback_wanted or not (is_mistake(error) or _jobs()):
             raise
-        code = f"chainrule {name}: {'the launcher stopped: ' * bool(_jobs())}{message(error)}"
+        said = _misspelt(name, sys.argv[1:], error) or message(error)
+        code = f"chainrule {name}: {'the launcher stopped: ' * bool(_jobs())}{said}"
         written = error if isinstance(error, OSError) else error.__cause__
         if not mistakes and isinstance(written, OSError) and written.errno:  # Hydra's folder, or its log file
             cure = "Results cannot be written there: choose another folder, as in paths.runs=FOLDER"
@@ -370,6 +372,26 @@ def _quoted(word: str, paths: Sequence[str]) -> str:
     return f"{key}=[{','.join(quoted)}]" if key == "runs" else f"{key}={quoted[0]}"
 
 
+def _misspelt(name: str, overrides: Sequence[str], error: Exception) -> str:
+    """Of a key that there is not: those that look like it. Hydra's own cure is a + before it, whatever was meant."""
+    refused = re.match(r"Could not override '(.+?)'", str(error))
+    if not refused:
+        return ""
+    groups = [word for word in overrides if (CONF / word.partition("=")[0]).is_dir()]
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            known = flatten(cast(dict[str, Any], OmegaConf.to_container(hydra.compose(name, groups))))
+    except Exception:
+        return ""
+    key = refused[1]
+    names = {".".join(k.split(".")[:n]) for k, _ in known for n in range(1, k.count(".") + 2)}
+    names = {known for known in names if not key.startswith(f"{known}.")}
+    close = difflib.get_close_matches(key, names, 3) or sorted(n for n in names if n.endswith("." + key))
+    asked = f"did you mean {' or '.join(close)}? " if close else ""
+    taken = f"+{key}=… gives one that is not listed" * ("." in key)
+    return f"there is no key {key!r} here: {asked}`chainrule {name} --help` lists them. {taken}".strip()
+
+
 @contextmanager
 def _stoppable() -> Iterator[None]:
     """SIGTERM as an exception, SystemExit(143), also where Lightning is not there to catch it."""
@@ -442,17 +464,25 @@ def choices(words: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def keys(name: str) -> str:
-    """The keys of a verb as its configuration explains them, and the choices of its groups."""
-    shown, defaults = [], cast(DictConfig, OmegaConf.load(CONF / f"{name}.yaml")).get("defaults", [])
+def keys(name: str, overrides: Sequence[str] = ()) -> str:
+    """The keys of a verb as its configuration explains them, the choices of its groups, and the keys of those taken."""
+    defaults = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))).get("defaults", [])
+    shown = []
     for file in (name, "base") if "base" in defaults else (name,):
         hidden = False
         for line in (CONF / f"{file}.yaml").read_text(encoding="utf-8").splitlines():
             hidden = line.startswith(("defaults:", "hydra:")) or (hidden and line.startswith((" ", "-", "#")))
             shown += [] if hidden or (file == "base" and line.startswith("#")) else [line.removeprefix("# ")]
-    groups = [str(group) for entry in defaults if not isinstance(entry, str) for group in entry]
-    choices = {group: sorted(file.stem for file in (CONF / group).glob("*.yaml")) for group in groups}
+    chosen = {str(group): taken for entry in defaults if not isinstance(entry, str) for group, taken in entry.items()}
+    choices = {group: sorted(file.stem for file in (CONF / group).glob("*.yaml")) for group in chosen}
     shown += [f"{group}: {', '.join(names)}" for group, names in choices.items() if names]
+    words = dict(word.partition("=")[::2] for word in overrides)
+    for group, taken in chosen.items():
+        path = CONF / group / f"{words.get(group, taken)}.yaml"
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            body = [f"  {line}" for line in lines if not re.match(r"#|$|defaults:|\s*(_|- override)", line)]
+            shown += ["", f"{group}={path.stem}", *body]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(shown)) + "\n\n--cfg job shows the whole configuration."
 
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chainrule.orders import ORDERS, grid_order, permutation
+from chainrule.validate import number
 
 
 class BinaryDensity(nn.Module, ABC):
@@ -31,8 +32,10 @@ class BinaryDensity(nn.Module, ABC):
 
     def __init__(self, *, shape: Sequence[int]) -> None:
         super().__init__()
-        height, width = shape
-        self.shape = (int(height), int(width))
+        if not isinstance(shape, Sequence) or len(shape) != 2:
+            raise ValueError(f"shape must be (height, width), got {shape!r}")
+        height, width = (number("shape", side, int, 1) for side in shape)
+        self.shape = (height, width)
         self.dim = self.shape[0] * self.shape[1]
 
     @abstractmethod
@@ -97,9 +100,11 @@ class BinaryDensity(nn.Module, ABC):
 
     def _flat(self, x: Tensor) -> Tensor:
         """Images as (B, n), checked, in the precision of the parameters."""
+        x = torch.as_tensor(x)
+        if x.ndim < 2 or x.shape[1:].numel() != self.dim:
+            shapes = f"(B, {self.dim}) or (B, {self.shape[0]}, {self.shape[1]})"
+            raise ValueError(f"images must be {shapes}, got the shape {tuple(x.shape)}")
         x = x.flatten(1)
-        if x.shape[1] != self.dim:
-            raise ValueError(f"images must have {self.dim} pixels ({self.shape[0]}×{self.shape[1]}), got {x.shape[1]}")
         if not self.training and not bool(((x == 0) | (x == 1)).all()):
             raise ValueError("images must be binary: every pixel 0 or 1. Binarize them first, as data= does")
         return x.to(self.dtype)
@@ -255,7 +260,7 @@ class AutoregressiveDensity(BinaryDensity):
     @final
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        return self._to_pixels(self.draw(self._uniforms(n, generator)))
+        return self._to_pixels(self.draw(self._uniforms(number("n", n, int, 0), generator)))
 
     @final
     @torch.no_grad()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from chainrule.density import AutoregressiveDensity, BinaryDensity
 from chainrule.orders import several
+from chainrule.validate import number
 
 
 class Mixture(BinaryDensity):
@@ -48,6 +49,7 @@ class Mixture(BinaryDensity):
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         device = self.device if generator is None else generator.device
+        number("n", n, int, 0)
         chosen = torch.randint(len(self.members), (n,), generator=generator, device=device).to(self.device)
         images = torch.empty(n, self.dim, dtype=self.dtype, device=self.device)
         for k, member in enumerate(self.members):

@@ -6,6 +6,7 @@ import hashlib
 import io
 import logging
 import math
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,8 @@ def _content(file: Path) -> bytes:
 
 def _arrays(content: bytes, name: str) -> dict[str, NDArray[np.generic]]:
     """The arrays of the splits, without executing anything."""
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        raise ValueError(f"{name} is no .npz file. {HOW}")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             if missing := [split for split in ("train", "test") if split not in file]:

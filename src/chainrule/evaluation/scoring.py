@@ -42,11 +42,13 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     data = load_data(cfg, given, str(given._target_)) if given else load_data(cfg, config.data)
     if run.record.is_file() and (what := _changed(Record.read(run.path), config, None if given else data)):
         raise ValueError(f"{run.path}: {what} changed after result.json was written: put back what was scored")
+    if not run.record.is_file():
+        log.warning("%s has not finished: what is scored are the best weights so far", run.path)
     images = splits(data)[choice("split", cfg.split, ("train", "valid", "test"))]
     if data.shape != density.shape:
-        raise ValueError(
-            f"the model was trained on {density.shape} images; {data.name} has {data.shape}: set data.side"
-        )
+        (height, width), (h, w) = density.shape, data.shape
+        cure = f"data={data.name} data.side={height}" if height == width else "images of the model's size"
+        raise ValueError(f"the model is of {height}×{width} images, and those of {data.name} are {h}×{w}: give {cure}")
     result = {"data": data.name, "split": cfg.split, "sha256": data.sha256[cfg.split]}
     return result | Estimate.of(nll_per_image(density, images)).model_dump()
 

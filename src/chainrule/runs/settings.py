@@ -134,7 +134,7 @@ def settings(config: Mapping[str, Any]) -> dict[str, object]:
     ``members`` of a mixture, their number remains. Seeds that follow the run's own, as ``data.seed`` does, are no
     setting.
     """
-    found = {key: value for key, value in _flatten(config) if not _matches(key, IGNORED)}
+    found = {key: value for key, value in flatten(config) if not _matches(key, IGNORED)}
     follow = {key for key, value in found.items() if key.endswith(".seed") and value == config.get("seed")}
     return {key: _counted(key, value) for key, value in found.items() if key not in follow}
 
@@ -145,13 +145,14 @@ def _counted(key: str, value: object) -> object:
     return len(value) if key in ("members", "orders") and isinstance(value, list) else value
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Dotted keys and their values; a ``_target_`` becomes that of its parent."""
     for name, value in config.items():
         key = f"{prefix}{name}"
         if name == "_target_" and prefix:
             yield prefix[:-1], str(value).rpartition(".")[2]
         elif isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{key}.")
+            yield from flatten(value, f"{key}.")
         else:
             yield key, value or None if isinstance(value, Mapping) else value
 

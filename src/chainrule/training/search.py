@@ -325,14 +325,14 @@ def _parts(overrides: Sequence[Override]) -> tuple[dict[str, Any], dict[str, Any
 
 
 def summary(search: Search, rows: int = 5) -> Table:
-    """The best trials as a table; the settings that were searched are its columns."""
+    """The best trials as a table, with the settings that were searched."""
     states = [trial.state for trial in search.study.get_trials(deepcopy=False)]
     counts = [f"{states.count(state)} {said}" for state, said in SAID.items() if state in states]
     table = Table(title=", ".join(counts), title_justify="left")
-    keys = list(search.space.sampled)
-    for heading in ("trial", "val NLL", *(key.replace(".", ".\n", 1) for key in keys)):
-        table.add_column(heading, justify="right")
+    for heading in ("trial", "val NLL", "settings"):
+        table.add_column(heading, no_wrap=heading != "settings")
     for trial in search.ranking()[:rows]:
         settings = dict(word.split("=", 1) for word in search.space.overrides(trial.params))
-        table.add_row(f"{trial.number:03d}", f"{trial.value:.3f}", *(settings[key] for key in keys))
+        said = " ".join(f"{key.partition('.')[2] or key}={settings[key]}" for key in search.space.sampled)
+        table.add_row(f"{trial.number:03d}", f"{trial.value:.3f}", said)
     return table
