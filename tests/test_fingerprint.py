@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from zoo import ROOT
 
+from chainrule.runs.provenance import _git
+
 PROBE = """
 import json, sys
 from hydra import compose, initialize_config_dir
@@ -125,3 +127,27 @@ def test_only_the_code_differs(tree: Path, tmp_path: Path) -> None:
         file.write_text(content)
     record = json.loads((tmp_path / "r/result.json").read_text())
     assert record["code_changed"] is True
+
+
+def test_a_checkout_is_dirty_by_what_computes_and_not_by_records(tmp_path: Path) -> None:
+    def git(*words: str) -> None:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", tmp_path, *who, *words], check=True, capture_output=True)
+
+    files = {name: tmp_path / name for name in ("mine/foo.py", "results/r/certificate.json")}
+    for file in files.values():
+        file.parent.mkdir(parents=True)
+        file.write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    model, certificate = files.values()
+    certificate.write_text("2")
+    assert _git(model, [model])["dirty"] is False
+    new = model.with_name("layers.py")
+    new.write_text("3")
+    assert _git(model, [model])["dirty"] is False
+    assert _git(model, [model, new])["dirty"] is True
+    new.unlink()
+    model.write_text("4")
+    assert _git(model, [model])["dirty"] is True

@@ -90,7 +90,8 @@ def _git(first: Path, files: Sequence[Path]) -> dict[str, Any]:
     if git("ls-files", "--error-unmatch", str(first)) is None and first.is_relative_to(PACKAGE):
         return {"commit": None, "dirty": None}  # installed files belong to no commit
     commit = git("rev-parse", "HEAD")
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    # Records and certificates that were made again compute nothing.
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
     if files and not changed:  # without files, git would name every untracked one there is
         changed = git("ls-files", "--others", *map(str, files))
     return {"commit": commit, "dirty": bool(changed) if commit else None}
