@@ -581,7 +581,7 @@ def test_every_certificate_in_results_holds() -> None:
 
 
 def test_of_an_early_certificate_what_is_arithmetic_is_done_again(tmp_path: Path) -> None:
-    run = Path(shutil.copytree(ROOT / "results/nade-n16-s0", tmp_path / "run"))
+    run = Path(shutil.copytree(ROOT / "results/fvsbn-dynamic-s0", tmp_path / "run"))
     for keys, value in ((("nll", "test", "stderr"), 0.001), (("bits_per_pixel",), 0.1), (("data", "side"), 5)):
         before = (run / "result.json").read_text()
         edit(*keys, value=value)(run)

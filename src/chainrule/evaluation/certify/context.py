@@ -87,7 +87,8 @@ class Context:
             task(count)
             times.append(time.perf_counter())
         few, more = times[1] - times[0], times[2] - times[1]
-        each = (more - few) / (pilots[1] - pilots[0]) if more > few else more / pilots[1]
+        # Few images cost hardly more than one, many more than a straight line through few says.
+        each = max((more - few) / (pilots[1] - pilots[0]), more / pilots[1] / 2)
         return max(pilots[1], min(most, int(share * self.seconds / each)))
 
 

@@ -19,7 +19,8 @@ from chainrule.evaluation.certify.context import (
 )
 from chainrule.evaluation.scoring import in_batches
 
-IMAGES = 100  # test images that two implementations score, and images drawn
+IMAGES = 100  # test images that two implementations score, and images drawn, in all orders together
+FEWEST = 16  # of these in each
 ALONE = 5  # of these, scored without company
 EXACT = 1e-9  # how far two float64 computations may differ, relative to 1 + |number|
 SINGLE = 1e-4  # the same for float32 against float64: logits of hundreds of terms
@@ -34,12 +35,13 @@ def implementations(context: Context) -> Figures:
     """
     densities = autoregressive(context.density, "to compare; its members' certificates speak for them")
     exacts = autoregressive(context.exact, "")
-    images = context.chosen(IMAGES)
+    count = max(FEWEST, IMAGES // len(densities))
+    images = context.chosen(count)
     figures: dict[str, float] = {}
     for density, exact in zip(densities, exacts, strict=True):
         found = _compared(context, density, exact, images, share=0.1 / len(densities))
         figures = found if not figures else {key: max(figures[key], value) for key, value in found.items()}
-    by = {"by": "cache" if has_cache(exacts[0]) else "walk", "draws": IMAGES, "images": len(images)}
+    by = {"by": "cache" if has_cache(exacts[0]) else "walk", "draws": count, "images": len(images)}
     return {**figures, **by, "orders": len(densities)} if len(densities) > 1 else {**figures, **by}
 
 
@@ -64,7 +66,7 @@ def _compared(
         "alone": same(alone, EXACT, "a logit of an image alone"),
         "kernel": same(logits(density, x), SINGLE, "a logit of the model's kernel"),
         "log_prob": same(in_batches(density.log_prob, x, density.device)[:, None], SINGLE, "log_prob", truth=nats),
-        "ties": _ties(context, density, exact),
+        "ties": _ties(context, density, exact, len(images)),
     }
 
 
@@ -88,9 +90,9 @@ def _same(images: list[int], expected: Tensor, found: Tensor, tolerance: float, 
     )  # fmt: skip
 
 
-def _ties(context: Context, density: AutoregressiveDensity, exact: AutoregressiveDensity) -> int:
+def _ties(context: Context, density: AutoregressiveDensity, exact: AutoregressiveDensity, count: int) -> int:
     """``draw`` gives the bits u < σ(logit), except where u and σ(logit) are equal within rounding: how often?"""
-    u = torch.rand(IMAGES, density.dim, generator=context.generator(), dtype=density.dtype)
+    u = torch.rand(count, density.dim, generator=context.generator(), dtype=density.dtype)
     z = density.draw(u.to(density.device)).cpu()
     pixels = torch.empty_like(z).index_copy(1, density.order.cpu(), z).to(torch.uint8)
     p = logits(exact, pixels).sigmoid()
