@@ -475,7 +475,7 @@ def _keys(name: str, records: Iterable[Record]) -> set[str]:
 def check_columns(names: Iterable[str], records: Sequence[Record]) -> None:
     """Raises a ValueError for a column that is none, and no setting of any run."""
     for name in names:
-        if name not in ("model", "published", *FIELDS) and not _keys(name, records):
+        if name not in ("published", *FIELDS) and not _keys(name, records):
             raise ValueError(f"columns: no {name!r}; there are published, {', '.join(FIELDS)}, and settings such as lr")
 
 
@@ -591,7 +591,8 @@ def tabulate(
     if not records and not unfinished:
         raise ValueError(f"no run found in {runs}: give run directories, or a folder that contains some")
     whole = [r for r in records if r.complete or partial]
-    check_columns([*(columns or ()), sort.removeprefix("-")], whole)
+    by = sort.removeprefix("-")
+    check_columns([*(columns or ()), *([by] if by != "model" else [])], whole)
     found = sections(whole, published, invalid)
     if format == "csv":
         return _csv(found, unfinished, per)
