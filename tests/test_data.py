@@ -547,7 +547,7 @@ def member(content: bytes) -> bytes:
         (member(b"x"), {}, r"train in my.npz has the shape \(\)"),
         (b"", {}, "is damaged"),
         (b"PK\3\4 and so on", {}, "is damaged"),
-        (pickle.dumps(GOOD), {}, "is damaged: .*pickle"),
+        (pickle.dumps(GOOD), {}, "is damaged"),
         (None, {}, "data.file cannot be read: .*No such file"),
     ],
 )

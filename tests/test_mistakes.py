@@ -195,7 +195,7 @@ CASES = {
     "images compressed by another program": training(
         "test.amat is truncated", *STATIC, arrange=images(gzip.compress)),
     "no file of one's own": training("data.file cannot be read.*x.npz.*savez", "data=arrays", "data.file=x.npz"),
-    "a file without images": training("my.npz is no .npz file. .*savez", "data=arrays", "data.file=my.npz",
+    "a file without images": training("my.npz is no .npz file of images, .*savez", "data=arrays", "data.file=my.npz",
                                       arrange=touch("my.npz")),
     "no such data folder": training("not complete in nowhere", *STATIC, "paths.data_dir=nowhere",
                                     arrange=images(lambda c: c)),

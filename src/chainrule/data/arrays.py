@@ -96,7 +96,7 @@ def _content(file: Path) -> bytes:
 def _arrays(content: bytes, name: str) -> dict[str, NDArray[np.generic]]:
     """The arrays of the splits, without executing anything."""
     if not zipfile.is_zipfile(io.BytesIO(content)):
-        raise ValueError(f"{name} is no .npz file. {HOW}")
+        raise ValueError(f"{name} is no .npz file of images, or is damaged. {HOW}")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             if missing := [split for split in ("train", "test") if split not in file]:
