@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -274,6 +276,33 @@ def test_help_has_the_keys_of_what_is_chosen(run: Run) -> None:
 def test_a_misspelt_key_is_told_the_right_one(word: str, meant: str, run: Run) -> None:
     with pytest.raises(SystemExit, match=rf"no key '{word.partition('=')[0]}' here: did you mean .*\b{meant}\b"):
         run("train", *TOY, word)
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["experiment=n16", *TOY, "data.side=4", "trainer.max_epochs=1"], "is a sweep, model=fvsbn,mlp,nade"),
+    ([*TOY, "data.side=4", "model=pixelcnn", "model.channels=2", "model.blocks=1", "model.told=true"], "orders=grid?"),
+])  # fmt: skip
+def test_what_is_probably_not_meant_is_said(words: list[str], said: str, run: Run, tmp_path: Path) -> None:
+    run("train", *words, "hydra.run.dir=r")
+    assert said in (tmp_path / "r/train.log").read_text()
+
+
+def test_a_run_that_is_refused_leaves_no_folder(run: Run, tmp_path: Path) -> None:
+    for word in ("seed=abc", "model.hidden=0", "data.side=99", "trainer.precision=77", "orders=0"):
+        with pytest.raises(SystemExit):
+            run("train", *TOY, word)
+        assert not list((tmp_path / "runs").glob("*")), word
+
+
+def test_of_an_interrupted_run_is_said_that_it_is_one(run: Run, trained: Path, tmp_path: Path) -> None:
+    again = shutil.copytree(trained, tmp_path / "again")
+    (again / "result.json").unlink()
+    log = logging.getLogger("chainrule.evaluation.scoring")
+    with pytest.MonkeyPatch.context() as patch:
+        said: list[str] = []
+        patch.setattr(log, "warning", lambda text, *values: said.append(text % values))
+        run("evaluate", f"run={again}")
+    assert "has not finished" in said[0]
 
 
 def test_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
