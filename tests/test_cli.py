@@ -24,7 +24,7 @@ from zoo import MODELS, ROOT
 
 import chainrule
 from chainrule import cli
-from chainrule.runs.directory import discover
+from chainrule.runs.directory import discover, lock
 from chainrule.runs.load import read_checkpoint
 from chainrule.runs.record import Record
 from chainrule.training import train as training
@@ -292,6 +292,12 @@ def test_a_run_that_is_refused_leaves_no_folder(run: Run, tmp_path: Path) -> Non
         with pytest.raises(SystemExit):
             run("train", *TOY, word)
         assert not list((tmp_path / "runs").glob("*")), word
+
+
+def test_a_folder_that_another_process_holds_is_left_alone(run: Run, tmp_path: Path) -> None:
+    with lock(tmp_path / "r"), pytest.raises(SystemExit, match="in use by another run"):
+        run("train", *TOY, "hydra.run.dir=r")
+    assert (tmp_path / "r").is_dir()
 
 
 def test_of_an_interrupted_run_is_said_that_it_is_one(run: Run, trained: Path, tmp_path: Path) -> None:

@@ -78,6 +78,11 @@ def test_any_mask_is_completed_exactly(observed: str, trained: Path, monkeypatch
     assert chance(found, expected) > 1e-3
 
 
+def test_an_order_that_is_asked_for_is_kept(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=r"observed=right: order=raster does not begin with these pixels"):
+        Command(monkeypatch, trained, "complete", "run=any", "observed=right", "order=raster")
+
+
 def test_a_prefix_is_completed_by_every_model_and_another_mask_refused(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,7 +97,7 @@ def _beginning_with(
     observed: Tensor, density: AutoregressiveDensity, cfg: DictConfig, generator: torch.Generator
 ) -> AutoregressiveDensity:
     """The density in an order that begins with the observed pixels (n,), or a ValueError that says which ones do."""
-    if density.any_order:
+    if density.any_order and cfg.order is None:
         return density.reordered(order_after(observed, generator))
     if bool(observed[density.order[: (count := int(observed.sum()))]].all()):
         return density

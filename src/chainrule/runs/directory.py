@@ -226,9 +226,13 @@ def failure_noted(run: RunDir) -> Iterator[None]:
 
 
 def discard(run: RunDir) -> None:
-    """Removes the directory of a run that was refused before it began: what is wrong was said."""
+    """Removes the directory of a run that was refused before it began: what is wrong was said.
+
+    Another process may be about to begin in it: that is what was refused, then.
+    """
     with suppress(OSError):
-        if {file.name for file in run.path.iterdir()} <= {*REFUSED} and run.path.resolve() != Path.cwd():
+        begun = {file.name for file in run.path.iterdir()} - {*REFUSED}
+        if not (begun or in_use(run.path) or run.path.resolve() == Path.cwd()):
             shutil.rmtree(run.path)
 
 
