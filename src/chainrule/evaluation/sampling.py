@@ -20,7 +20,7 @@ from chainrule.evaluation.scoring import BATCH, load_data
 from chainrule.files import content_of, read_small, write_whole
 from chainrule.orders import GRID_ORDERS
 from chainrule.runs.directory import RunDir, load_config, open_run
-from chainrule.runs.load import load_autoregressive, load_model
+from chainrule.runs.load import in_one_order, load_model
 from chainrule.runs.record import Sampling
 from chainrule.runs.settings import check
 
@@ -76,12 +76,13 @@ def complete(cfg: DictConfig) -> Path:
     """
     check(cfg)
     out = _out(cfg, "completions.png")
-    density = load_autoregressive(cfg.run, trust=cfg.trust, order=cfg.order)
+    model = load_model(cfg.run, trust=cfg.trust)
+    density = in_one_order(model, cfg.run, cfg.order)
     generator = torch.Generator().manual_seed(cfg.seed)
     observed = _first(density, cfg.keep)
     if cfg.observed is not None:
         observed = mask(str(cfg.observed), density.shape, generator)
-        density = _beginning_with(observed, density, cfg, generator)
+        density = _beginning_with(observed, model, cfg, generator)
     data = load_data(cfg, load_config(open_run(cfg.run)).data)
     chosen = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(cfg.seed))[: cfg.n]
     images = data.test[chosen]
@@ -94,9 +95,10 @@ def complete(cfg: DictConfig) -> Path:
 
 
 def _beginning_with(
-    observed: Tensor, density: AutoregressiveDensity, cfg: DictConfig, generator: torch.Generator
+    observed: Tensor, model: BinaryDensity, cfg: DictConfig, generator: torch.Generator
 ) -> AutoregressiveDensity:
-    """The density in an order that begins with the observed pixels (n,), or a ValueError that says which ones do."""
+    """The model in an order that begins with the observed pixels (n,), or a ValueError that says which ones do."""
+    density = in_one_order(model, cfg.run, cfg.order)
     if density.any_order and cfg.order is None:
         return density.reordered(order_after(observed, generator))
     if bool(observed[density.order[: (count := int(observed.sum()))]].all()):
@@ -105,7 +107,7 @@ def _beginning_with(
     fitting = [name for name, order in orders.items() if bool(observed[order[:count]].all())]
     for name in [name for name in fitting if cfg.order in (None, name)]:
         with suppress(ValueError):  # not one of its orders
-            return load_autoregressive(cfg.run, trust=cfg.trust, order=name)
+            return in_one_order(model, cfg.run, name)
     cures = [f"{', '.join(fitting)} do: train with model.order={name}, or orders=grid" for name in fitting[:1]]
     what = f"order={cfg.order} does not begin" if cfg.order else f"no order of {cfg.run} begins"
     cures.append("a model of any order, such as deep_nade, takes any mask")

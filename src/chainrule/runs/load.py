@@ -78,7 +78,11 @@ def load_autoregressive(
         FileNotFoundError, ValueError: as :func:`load_model`; or the run is a mixture of networks, or the network does
             not know the order.
     """
-    density = load_model(run_dir, trust=trust)
+    return in_one_order(load_model(run_dir, trust=trust), run_dir, order)
+
+
+def in_one_order(density: BinaryDensity, run_dir: str | Path, order: str | None = None) -> AutoregressiveDensity:
+    """What :func:`load_autoregressive` makes of the density of a run."""
     if isinstance(density, OrderEnsemble):
         choice("order", order or density.orders[0], density.orders)
         return density.density.reordered(order or density.orders[0])
