@@ -18,8 +18,8 @@ from zoo import build, chance, every_image
 
 from chainrule import load_model
 from chainrule.data import Toy
-from chainrule.density import BinaryDensity
-from chainrule.mixture import Mixture, OrderEnsemble
+from chainrule.density import AutoregressiveDensity, BinaryDensity
+from chainrule.mixture import Mixture, OrderEnsemble, StepMixture, in_steps
 from chainrule.runs.certificate import verdict
 from chainrule.runs.record import Record
 
@@ -239,6 +239,94 @@ def test_what_cannot_be_mixed_is_refused(copied: Path) -> None:
     assert "must have been trained on the same images, got 1 of toy 4×4, 3 of toy 3×3" in said
     (copied / "members/c/result.json").unlink()
     assert "unfinished: members/c. Finish these runs or leave them out" in complaint(copied, "mix", "runs=members")
+
+
+# ---- average=steps: networks in one order ------------------------------------------------------------
+
+
+def stepwise(order: str = "spiral") -> StepMixture:
+    return StepMixture(
+        [build(name, order=order, seed=seed) for seed, name in enumerate(("nade", "mlp", "fvsbn"))]
+    ).eval()
+
+
+def test_mean_probabilities_of_steps_are_a_density() -> None:
+    model, x = stepwise(), every_image()
+    assert model.log_prob(x).exp().sum().item() == pytest.approx(1, abs=1e-12)
+    expected = sum(member.conditionals(x[:, member.order]).sigmoid() for member in model.networks) / 3
+    torch.testing.assert_close(model.conditionals(x[:, model.order]).sigmoid(), expected, rtol=1e-12, atol=0)
+    each = torch.stack([member.log_prob(x) for member in model.networks])
+    assert (model.log_prob(x) > each.mean(0)).all()  # Jensen, at each step
+    assert (
+        model.log_prob(x) - Mixture(list(model.networks)).log_prob(x)
+    ).abs().max() > 0.01  # and no mixture of images
+
+
+def test_it_meets_the_contract_of_a_model_in_every_order() -> None:
+    model, x = stepwise().reordered("transposed_lr"), every_image()
+    assert model.log_prob(x).exp().sum().item() == pytest.approx(1, abs=1e-12)
+    assert not torch.allclose(model.log_prob(x), stepwise().log_prob(x))
+    u = torch.rand(50, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(model.draw(u), AutoregressiveDensity.draw(model, u))  # along the walks, and by fixed point
+    z = x[::7, model.order]
+    walk, steps = model.walk(len(z)), []
+    for t in range(9):
+        steps.append(walk.send(z[:, t - 1]) if t else next(walk))
+    torch.testing.assert_close(torch.stack(steps, 1), model.conditionals(z), rtol=1e-10, atol=1e-10)
+
+
+def test_improbable_steps_keep_their_digits() -> None:
+    model = StepMixture([build("fvsbn", shape=(1, 2)), build("fvsbn", shape=(1, 2))]).eval()
+    with torch.no_grad():
+        for member, bias in zip(model.networks, (-800.0, -900.0), strict=True):
+            member.alpha0.fill_(bias)
+    assert model.conditionals(torch.zeros(1, 2, dtype=torch.float64))[0, 0].item() == pytest.approx(-800 - math.log(2))
+
+
+@pytest.mark.parametrize(
+    "networks",
+    [
+        [build("nade")],
+        [build("nade"), build("mlp", order="spiral")],
+        [build("nade"), Mixture([build("mlp"), build("fvsbn")])],
+        [OrderEnsemble(build("nade"), 2), build("nade")],
+        [OrderEnsemble(build("nade"), 2), OrderEnsemble(build("mlp"), 3)],
+    ],
+)
+def test_steps_are_those_of_one_order(networks: list[BinaryDensity]) -> None:
+    with pytest.raises(ValueError, match="steps are averaged over "):
+        in_steps(networks)
+
+
+def test_in_several_orders_it_is_averaged_in_each() -> None:
+    orders, x = ["transposed", "raster_ud"], every_image()
+    ensembles = [OrderEnsemble(build(name), orders) for name in ("nade", "mlp")]
+    found = in_steps(ensembles).eval()
+    each = [StepMixture([e.density.reordered(o) for e in ensembles]).eval().log_prob(x).exp() for o in orders]
+    torch.testing.assert_close(found.log_prob(x).exp(), sum(each) / 2)
+
+
+def test_a_run_directory_of_averaged_steps(finished: Path) -> None:
+    train(finished, "second", "model=nade", "model.hidden=4", "seed=6")
+    code, said = commands.finish(["mix", "runs=members/a,second", "average=steps", "out=steps"], finished)
+    assert code == 0, said
+    record, model = Record.read(finished / "steps"), load_model(finished / "steps")
+    assert isinstance(model, StepMixture)
+    assert (record.name, record.order) == ("mixture of 2 fvsbn + nade, step by step", "raster")
+    toy = Toy()
+    toy.setup("test")
+    assert record.test.mean == pytest.approx(-model.log_prob(toy.test).mean().item(), abs=1e-5)
+    for run in ("members/a", "second", "steps"):
+        code, said = commands.finish(["certify", f"run={run}", "n=20"], finished)
+        assert code == 0, said
+    checks = json.loads((finished / "steps/certificate.json").read_text())["checks"]
+    assert {name: check["passed"] for name, check in checks.items()} == dict.fromkeys(checks, True)
+    assert commands.finish(["complete", "run=steps", "observed=top", "n=2"], finished)[0] == 0
+    assert commands.finish(["compress", "run=steps", "file=x.bin"], finished)[0] == 0
+    said = complaint(finished, "mix", "runs=members/a,members/b", "average=steps", "out=no")
+    assert "members/b (transposed_lr)" in said
+    assert not (finished / "no").exists()
+    assert "average must be images or steps" in complaint(finished, "mix", "runs=members", "average=logits")
 
 
 # ---- one network in several orders -------------------------------------------------------------------

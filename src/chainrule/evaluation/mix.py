@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 from omegaconf import DictConfig, OmegaConf
 
 from chainrule.evaluation import sampling, scoring
+from chainrule.mixture import in_steps
 from chainrule.orders import several
 from chainrule.runs.directory import RunDir, discover, failure_noted, load_config, lock
 from chainrule.runs.fingerprint import code_sha256, create, earlier, fingerprint, run_name, sources, targets
@@ -20,6 +21,7 @@ from chainrule.runs.nll import save_nll
 from chainrule.runs.provenance import provenance
 from chainrule.runs.record import Member, Record
 from chainrule.runs.settings import check, public_overrides
+from chainrule.validate import choice
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +43,23 @@ def mix(cfg: DictConfig, overrides: Sequence[str] = ()) -> tuple[Path, Record]:
         OSError: a checkpoint or the images cannot be found, or files not be written.
     """
     check(cfg, optional=["seed", "run"])
+    choice("average", cfg.average, ("images", "steps"))
+    if cfg.average == "steps" and not cfg.runs:
+        raise ValueError("average=steps is of several networks, runs=DIR,DIR: in another order a step is another pixel")
     members = find_members(cfg)
+    if cfg.average == "steps":
+        try:
+            in_steps([load_model(r.path, trust=cfg.trust) for r in members])
+        except ValueError as error:
+            where = ", ".join(f"{r.path} ({r.order or 'no order'})" for r in members)
+            raise ValueError(f"average=steps: {error}; the runs are {where}") from error
     seeds = {member.seed for member in members}
     seed = int(cfg.seed if cfg.seed is not None else seeds.pop() if len(seeds) == 1 else 0)
     orders = _orders(cfg, members[0], seed) if cfg.orders is not None else None
     top = Path(cfg.paths.runs).expanduser()
-    name = None if cfg.out else run_name(_config(members, orders, seed, cfg.samples, top / "new"), top)
+    name = None if cfg.out else run_name(_config(cfg, members, orders, seed, top / "new"), top)
     run = RunDir(Path(cfg.out).expanduser() if name is None else top / name)
-    config = _config(members, orders, seed, cfg.samples, run.path)
+    config = _config(cfg, members, orders, seed, run.path)
     with lock(run.path):
         record = earlier(run, config)
         if record is None:
@@ -114,22 +125,23 @@ def _orders(cfg: DictConfig, member: Record, seed: int) -> list[str]:
     return [f"random-{seed * len(names) + k}" for k in range(len(names))] if isinstance(orders, int) else names
 
 
-def _config(members: Sequence[Record], orders: list[str] | None, seed: int, samples: int, path: Path) -> DictConfig:
+def _config(cfg: DictConfig, members: Sequence[Record], orders: list[str] | None, seed: int, path: Path) -> DictConfig:
     """All that is needed to build the mixture again at ``path``, and to find its images."""
-    models = " + ".join(sorted({r.model for r in members}))
+    models, steps = " + ".join(sorted({r.model for r in members})), cfg.average == "steps"
     chosen = [
         {"run": os.path.relpath(r.path.resolve(), path.resolve()), "sha256": checkpoint_sha256(RunDir(r.path))}
         for r in members
     ]
+    kind = "OrderEnsemble" if orders else "StepMixture" if steps else "Mixture"
     return OmegaConf.create(
         {
-            "model": {"_target_": "chainrule.mixture.OrderEnsemble" if orders else "chainrule.mixture.Mixture"},
-            "of": f"orders of {models}" if orders else models,
+            "model": {"_target_": f"chainrule.mixture.{kind}"},
+            "of": f"orders of {models}" if orders else f"{models}, step by step" if steps else models,
             "members": chosen,
-            **({"orders": orders} if orders else {}),
+            **({"orders": orders} if orders else {"average": "steps"} if steps else {}),
             "data": members[0].config["data"] | {"seed": seed},
             "seed": seed,
-            "samples": samples,
+            "samples": cfg.samples,
         }
     )
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from chainrule.density import AutoregressiveDensity, BinaryDensity
 from chainrule.files import LARGEST, file_sha256, is_intact, is_sealed, read_small
-from chainrule.mixture import Mixture, OrderEnsemble
+from chainrule.mixture import Mixture, OrderEnsemble, in_steps
 from chainrule.runs.directory import RunDir, load_config, open_run
 from chainrule.validate import choice, number
 
@@ -60,7 +60,7 @@ def load_model(run_dir: str | Path, device: str | torch.device = "cpu", trust: s
         if config.get("orders") and isinstance(parts[0], AutoregressiveDensity):
             density = OrderEnsemble(parts[0], list(config.orders))
         else:
-            density = Mixture(parts)
+            density = in_steps(parts) if config.get("average") == "steps" else Mixture(parts)
     return (density or load_selected(run, trust)).to(device).eval()
 
 

@@ -146,7 +146,7 @@ def _fit(cfg: DictConfig, run: RunDir, callbacks: Sequence[Callback] = ()) -> Fi
         raise ValueError(f"model._target_={cfg.model.get('_target_')} is no model")
     if cfg.get("orders") is not None:
         density = in_orders(density, cfg.orders)
-    elif cfg.model.get("told"):
+    elif cfg.model.get("told") and not cfg.get("ckpt_path"):  # from the weights of a network in several orders it is
         log.warning("model.told=true says which of several orders it is, and there is one: did you mean orders=grid?")
     data.prepare_data()
     data.setup("fit")
