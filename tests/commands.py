@@ -8,20 +8,20 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["chainrule.cli", "chainrule.training.train", "chainrule.training.search", "chainrule.kernels.nade_numba",
-     "chainrule.kernels.sampling_numba", "commands"]
-)  # fmt: skip
+CONTEXT.set_forkserver_preload(["warm"])
 
 
 def start(
     words: Sequence[str], cwd: Path, output: Path | None = None, fault: Callable[[], None] | None = None
 ) -> ForkServerProcess:
     """``chainrule`` with these words in a folder; ``fault`` is called in the process first."""
+    with contextlib.chdir(Path(__file__).parent):  # where the server finds ``warm``
+        forkserver.ensure_running()
     process = CONTEXT.Process(target=_main, args=(list(words), str(cwd), output and str(output), fault))
     process.start()
     return process

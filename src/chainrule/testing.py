@@ -47,7 +47,7 @@ def check(model: Callable[..., AutoregressiveDensity], **arguments: object) -> l
     else:
         kinds.append({"order": cls.orders[1], "shape": (2, 4)})
     for kind in kinds:
-        for invariant in INVARIANTS:
+        for invariant in INVARIANTS if kind is kinds[0] else INVARIANTS[:-1]:  # NaN does the same in all
             what = f"{invariant.__name__} with {given | kind}"
             try:
                 invariant(perturbed(model(**(given | kind)).double().eval()))
