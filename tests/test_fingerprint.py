@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -16,18 +17,19 @@ from zoo import ROOT
 from chainrule.runs.provenance import _git
 
 PROBE = """
-import json, sys
+import importlib, json, sys
 from hydra import compose, initialize_config_dir
 from chainrule import CONF
-from chainrule.runs.fingerprint import fingerprint
-folder, *overrides = sys.argv[1:]
-with initialize_config_dir(str(CONF), version_base="1.3"):
-    print(fingerprint(compose("train", overrides=[f"hydra.searchpath=[file://{folder}]", *overrides])))
+from chainrule.runs.fingerprint import code_sha256, fingerprint, sources
+for line in sys.stdin:
+    importlib.invalidate_caches(), code_sha256.cache_clear(), sources.cache_clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        print(fingerprint(compose("train", overrides=json.loads(line))), flush=True)
 """
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A copy of the program, and a model of somebody else's beside a helper of it."""
     folder = tmp_path_factory.mktemp("tree")
     shutil.copytree(ROOT / "src/chainrule", folder / "chainrule", ignore=shutil.ignore_patterns("__pycache__"))
@@ -39,15 +41,24 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "mine/layers.py").write_text("f = 1\n")
     (folder / "mine/late.py").write_text("x = 1\n")
     (folder / "mine/other.py").write_text("x = 1\n")
-    return folder
+    yield folder
+    asked(folder).communicate()
+
+
+@cache
+def asked(tree: Path) -> subprocess.Popen[str]:
+    """A process of that program, which says the fingerprint of each configuration that it is given."""
+    environment = os.environ | {"PYTHONPATH": str(tree)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", PROBE], env=environment, **pipes)
 
 
 def fingerprint(tree: Path, *overrides: str) -> str:
-    environment = os.environ | {"PYTHONPATH": str(tree)}
-    command = [sys.executable, "-c", PROBE, str(tree), *overrides]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    process = asked(tree)
+    print(json.dumps([f"hydra.searchpath=[file://{tree}]", *overrides]), file=process.stdin, flush=True)
+    said = process.stdout.readline().strip()
+    assert said, "it ended with an error"
+    return said
 
 
 unedited = cache(fingerprint)
@@ -105,7 +116,7 @@ def test_settings_count_where_they_can_change_a_number(words: list[str], counts:
 def test_only_the_code_differs(tree: Path, tmp_path: Path) -> None:
     """It is said; ``resume=force`` goes on with it, and the record says that."""
     main = "from chainrule.cli import main; main()"
-    words = ["train", "data=toy", "model=fvsbn", "logger=none", "samples=1", "trainer.max_epochs=1"]
+    words = ["train", "data=toy", "model=tabular", "logger=none", "samples=1", "trainer.max_epochs=1"]
 
     def train(*more: str) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {"PYTHONPATH": str(tree)}
@@ -114,7 +125,7 @@ def test_only_the_code_differs(tree: Path, tmp_path: Path) -> None:
 
     assert train("hydra.run.dir=r").returncode == 0
     (tmp_path / "r/result.json").unlink()  # as if it had been interrupted
-    file = tree / "chainrule/models/fvsbn.py"
+    file = tree / "chainrule/models/tabular.py"
     content = file.read_text()
     file.write_text(content + "\n# a comment\n")
     try:
