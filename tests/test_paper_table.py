@@ -75,7 +75,7 @@ def test_rows_and_seeds_are_trained_and_mixed(stage: Path) -> None:
         [f"experiment={recipe}", f"data={data}", f"seed={seed}", f"paths.runs=r/{recipe}-{data}-s{seed}"]
         for recipe, data, seed in [
             ("fvsbn", "static", 4), ("fvsbn", "static", 5), ("nade_orders", "static", 4), ("nade_orders", "static", 5),
-            ("fvsbn", "dynamic", 4), ("mlp", "dynamic", 4), ("nade", "dynamic", 4),
+            ("fvsbn", "dynamic", 4), ("mlp", "dynamic", 4), ("nade", "dynamic", 4), ("pixelcnn", "dynamic", 4),
         ]
     ]  # fmt: skip
     assert all(line.endswith(" logger=none a=b c") for line in trained)
@@ -85,6 +85,9 @@ def test_rows_and_seeds_are_trained_and_mixed(stage: Path) -> None:
     assert lines.index("certify run=r/nade_orders-static-s4/b") < lines.index("certify run=r/mixture-static-s4")
     assert paper_table(stage, "rows=mixture_smooth", "seeds=4", "runs=r").returncode == 0
     assert asked(stage, "mix") == ["runs=r/nade_smooth_orders-static-s4 out=r/mixture_smooth-static-s4"]
+    assert paper_table(stage, "rows=mixture_steps", "seeds=4", "runs=r").returncode == 0
+    members = "runs=r/pixelcnn_attention-static-s4,r/transformer_orders-static-s4"
+    assert asked(stage, "mix") == [f"{members} out=r/mixture_steps-static-s4 average=steps"]
 
 
 def test_what_is_certified_is_not_certified_again_and_what_is_refuted_is_told(stage: Path) -> None:
@@ -105,12 +108,14 @@ def test_records_are_copied_and_of_one_seed_small_checkpoints(stage: Path) -> No
     }  # fmt: skip
 
 
-def test_each_network_in_eight_orders_begins_from_the_one_before(stage: Path) -> None:
+def test_a_network_begins_from_the_one_before(stage: Path) -> None:
     orders = ["pixelcnn_orders", "pixelcnn_orders_longer", "pixelcnn_orders_longest"]
     rows = ["pixelcnn", *orders, "pixelcnn_attention"]
-    assert paper_table(stage, f"rows={','.join(rows)}", "seeds=0", "runs=r").returncode == 0
+    others = {"pixelcnn_raster": "pixelcnn_orders", "transformer_orders": "transformer"}
+    chosen = ",".join([*rows, "transformer", *others])
+    assert paper_table(stage, f"rows={chosen}", "seeds=0", "runs=r").returncode == 0
     trained = asked(stage, "train")
-    for before, row in pairwise(rows):
+    for before, row in [*pairwise(rows), *((before, row) for row, before in others.items())]:
         starts = [line.split()[5:] for line in trained if f"experiment={row} " in line]
         assert starts == [[f"ckpt_path=r/{before}-static-s0/{job}"] for job in "ab"]
 
@@ -166,4 +171,4 @@ def test_the_members_of_a_mixture_are_one_recipe_in_the_eight_orders_of_the_grid
 def test_every_row_of_the_script_has_a_recipe() -> None:
     (line,) = [line for line in (ROOT / "scripts/paper_table").read_text().splitlines() if line.startswith("rows=")]
     rows = line.split()[0].removeprefix("rows=").split(",")
-    assert set(rows) - {"mixture", "mixture_smooth", "dynamic", "seeded"} <= set(RECIPES)
+    assert set(rows) - {"mixture", "mixture_smooth", "mixture_steps", "dynamic", "seeded"} <= set(RECIPES)
