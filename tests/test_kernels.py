@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import llvmlite.binding
 import numpy as np
 import pytest
 import torch
@@ -249,6 +250,23 @@ def run(*, before: str = "", after: str = "", **environment: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+@pytest.mark.slow
+def test_a_processor_without_avx_512_computes_the_same() -> None:
+    found = llvmlite.binding.get_host_cpu_features()
+    if not found.get("avx2"):
+        pytest.skip("this one has other registers")
+    wide = ("avx512", "avx10", "evex", "amx")
+    features = ",".join(f"+{name}" for name, there in found.items() if there and not name.startswith(wide))
+    after = """
+from chainrule.kernels.lanes import LANES
+from test_kernels import bits, check_agreement, parameters
+for batch, n, d in ((3, 9, 5), (70, 49, 100)):
+    check_agreement(bits(batch, n), parameters(n, d))
+assert LANES == 32
+"""
+    assert run(after=after, NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=features) == "numba"
 
 
 def test_without_numba_torch_serves() -> None:

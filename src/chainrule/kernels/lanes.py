@@ -1,5 +1,5 @@
 # ruff: noqa: ANN401
-"""A vector type for numba: ``Lanes``, 64 float32, which LLVM lays out in the registers that the machine has.
+"""A vector type for numba: ``Lanes``, 32 or 64 float32, which LLVM lays out in the registers that the machine has.
 
 numba has no vector type, and LLVM does not find the vectors of NADE's loops by itself: it keeps the running sums of
 a run in memory, at three times the cost.
@@ -14,9 +14,12 @@ from typing import Any
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, overload, register_model
 
-LANES = 64  # hidden units at a time: h and its gradient take half of AVX-512's registers
+# Hidden units at a time: NADE's loops hold two such vectors, and of 64 they would fill all sixteen registers of AVX2.
+FEATURES = cpu_target.target_context.codegen().magic_tuple()[2]
+LANES = 64 if "+avx512f" in FEATURES else 32
 
 F32, I32, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 VECTOR = ir.VectorType(F32, LANES)

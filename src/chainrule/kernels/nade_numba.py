@@ -11,8 +11,8 @@ to keep them fed:
 * Logits are shared out by images. A few rows of V at a time are copied to where they stay in the first-level cache,
   and every image of a group uses them before the next few come.
 * Gradients are shared out by hidden units, which know nothing of each other once the logits' gradients are
-  there: 64 of them at a time, so that their share of W, V and both gradients stays in the second-level cache, and the
-  rows of a few steps in the first. No two threads add into one number, so the sums have one order. Images are
+  there: LANES of them at a time, so that their share of W, V and both gradients stays in the second-level cache, and
+  the rows of a few steps in the first. No two threads add into one number, so the sums have one order. Images are
   shared out as well only where there are fewer such blocks than threads.
 * σ is a rational function of its clamped argument: no exponential, and the same few operations for every lane.
 """
@@ -30,7 +30,7 @@ from chainrule.kernels.lanes import LANES, clamp, load, load_part, splat, store,
 from chainrule.kernels.threads import compiled, team, threads
 
 STEPS = 8  # rows of V that the forward pass holds ready
-TILE = 28  # steps whose rows of V, W and their gradients the backward pass holds ready
+TILE = 1792 // LANES  # steps whose rows of V, W and their gradients the backward pass holds ready
 GROUP = 64  # images that share what is held ready
 AHEAD = 4  # steps computed in one go; also, when drawing, in the hope that the next bits are off
 
