@@ -288,7 +288,7 @@ def test_what_is_probably_not_meant_is_said(words: list[str], said: str, run: Ru
 
 
 def test_a_run_that_is_refused_leaves_no_folder(run: Run, tmp_path: Path) -> None:
-    for word in ("seed=abc", "model.hidden=0", "data.side=99", "trainer.precision=77", "orders=0"):
+    for word in ("seed=abc", "model.hidden=0", "data.side=99", "trainer.precision=77", "orders=0", "+optimizer.foo=1"):
         with pytest.raises(SystemExit):
             run("train", *TOY, word)
         assert not list((tmp_path / "runs").glob("*")), word

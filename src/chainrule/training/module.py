@@ -58,7 +58,12 @@ class DensityModule(L.LightningModule):
         # Asked here, where the parameters are on the device that they are trained on.
         self.kernel = self.density.backend
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def optimizer_and_scheduler(self, steps: int) -> tuple[Optimizer, LRScheduler]:
+        """Both as the configuration asks for, for so many steps.
+
+        Raises:
+            ValueError: torch does not take what it was given.
+        """
         parameters = list(self.density.parameters())
         groups: list[dict[str, Any]] = [
             {"params": [p for p in parameters if p.ndim >= 2]},
@@ -66,11 +71,14 @@ class DensityModule(L.LightningModule):
         ]
         try:
             optimizer = self.make_optimizer([group for group in groups if group["params"]])
-            scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+            return optimizer, self.make_scheduler(optimizer, steps)
         except Exception as error:  # torch checks little before it computes with what it was given
             values = {**getattr(self.make_optimizer, "keywords", {}), **getattr(self.make_scheduler, "keywords", {})}
             given = ", ".join(f"{key}={value}" for key, value in values.items())
             raise ValueError(f"optimizer or scheduler: {error}; given {given}. Compare with conf/optimizer/") from error
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer, scheduler = self.optimizer_and_scheduler(int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_epoch_start(self) -> None:

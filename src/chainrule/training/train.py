@@ -158,6 +158,7 @@ def _fit(cfg: DictConfig, run: RunDir, callbacks: Sequence[Callback] = ()) -> Fi
     module = DensityModule(
         density, optimizer=optimizer, scheduler=scheduler, train_size=len(data.train), seed=cfg.seed
     )  # fmt: skip
+    module.optimizer_and_scheduler(1)  # what torch does not take is told before there is a run directory
     trainer = _trainer(cfg, run, [*callbacks, Savers(run.checkpoints)])
     create(run, cfg)
     count = f"{density.parameter_count:,}"
