@@ -85,9 +85,11 @@ def test_rows_and_seeds_are_trained_and_mixed(stage: Path) -> None:
     assert lines.index("certify run=r/nade_orders-static-s4/b") < lines.index("certify run=r/mixture-static-s4")
     assert paper_table(stage, "rows=mixture_smooth", "seeds=4", "runs=r").returncode == 0
     assert asked(stage, "mix") == ["runs=r/nade_smooth_orders-static-s4 out=r/mixture_smooth-static-s4"]
-    assert paper_table(stage, "rows=mixture_steps", "seeds=4", "runs=r").returncode == 0
-    members = "runs=r/pixelcnn_attention-static-s4,r/transformer_orders-static-s4"
-    assert asked(stage, "mix") == [f"{members} out=r/mixture_steps-static-s4 average=steps"]
+    assert paper_table(stage, "rows=mixture_deep,mixture_steps", "seeds=4", "runs=r").returncode == 0
+    assert asked(stage, "mix") == [
+        "runs=r/pixelcnn_attention-static-s4,r/pixelcnn_raster-static-s4 out=r/mixture_deep-static-s4",
+        "runs=r/pixelcnn_raster-static-s4,r/transformer-static-s4 out=r/mixture_steps-static-s4 average=steps",
+    ]
 
 
 def test_what_is_certified_is_not_certified_again_and_what_is_refuted_is_told(stage: Path) -> None:
@@ -171,4 +173,6 @@ def test_the_members_of_a_mixture_are_one_recipe_in_the_eight_orders_of_the_grid
 def test_every_row_of_the_script_has_a_recipe() -> None:
     (line,) = [line for line in (ROOT / "scripts/paper_table").read_text().splitlines() if line.startswith("rows=")]
     rows = line.split()[0].removeprefix("rows=").split(",")
-    assert set(rows) - {"mixture", "mixture_smooth", "mixture_steps", "dynamic", "seeded"} <= set(RECIPES)
+    assert set(rows) - {"mixture", "mixture_smooth", "mixture_deep", "mixture_steps", "dynamic", "seeded"} <= set(
+        RECIPES
+    )
