@@ -203,6 +203,11 @@ class AutoregressiveDensity(BinaryDensity):
         for t in range(self.dim):
             z[:, t] = yield self.conditionals(z)[:, t]
 
+    @property
+    def has_cache(self) -> bool:
+        """Whether the walk keeps what it has seen: it is no default, which recomputes everything at every step."""
+        return type(self).walk is not AutoregressiveDensity.walk
+
     @torch.no_grad()
     def draw(self, u: Tensor) -> Tensor:
         """Sampling as a deterministic map: (B, n) uniforms in chain order → (B, n) bits, ``u < σ(logit)``.

@@ -164,9 +164,12 @@ class StepMixture(AutoregressiveDensity):
         for _ in range(1, self.dim):
             bits = yield _averaged(torch.stack([walk.send(bits) for walk in walks]))
 
+    @property
+    def has_cache(self) -> bool:
+        return all(network.has_cache for network in self.networks)
+
     def draw(self, u: Tensor) -> Tensor:
-        cached = all(type(member).walk is not AutoregressiveDensity.walk for member in self.networks)
-        return self.draw_sequentially(u) if cached else super().draw(u)
+        return self.draw_sequentially(u) if self.has_cache else super().draw(u)
 
 
 def in_steps(members: Sequence[BinaryDensity]) -> StepMixture | OrderEnsemble:

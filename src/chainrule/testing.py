@@ -47,7 +47,9 @@ def check(model: Callable[..., AutoregressiveDensity], **arguments: object) -> l
     else:
         kinds.append({"order": cls.orders[1], "shape": (2, 4)})
     for kind in kinds:
-        for invariant in INVARIANTS if kind is kinds[0] else INVARIANTS[:-1]:  # NaN does the same in all
+        for invariant in INVARIANTS:
+            if invariant is not_a_number and kind is not kinds[0]:
+                continue  # NaN does the same in every order
             what = f"{invariant.__name__} with {given | kind}"
             try:
                 invariant(perturbed(model(**(given | kind)).double().eval()))

@@ -16,7 +16,6 @@ from chainrule.evaluation.certify.context import (
     Figures,
     combined,
     first,
-    has_cache,
     networks,
 )
 from chainrule.evaluation.coding import Coded
@@ -34,7 +33,7 @@ def lossless(context: Context) -> Figures:
     made of several networks or orders is coded with each, and their probabilities averaged.
     """
     parts = networks(context.density)
-    by = "cache" if has_cache(parts[0]) else "walk" if parts[0].dim <= SMALL else "fixed point"
+    by = "cache" if parts[0].has_cache else "walk" if parts[0].dim <= SMALL else "fixed point"
     images = context.chosen(context.n)
 
     streams: list[Coded] = []

@@ -137,15 +137,10 @@ def log_conditionals(density: AutoregressiveDensity, x: Tensor, given: Tensor) -
     return F.logsigmoid((2.0 * x[:, density.order.cpu()] - 1) * given)
 
 
-def has_cache(density: AutoregressiveDensity) -> bool:
-    """Whether its walk is one of its own, and not the default, which recomputes everything at every step."""
-    return type(density).walk is not AutoregressiveDensity.walk
-
-
 def walked(density: AutoregressiveDensity, x: Tensor) -> Tensor:
     """The logits that ``walk`` gives on the way through images, (B, n) float64 in chain order."""
     z = x[:, density.order.cpu()]
-    if has_cache(density) or density.dim <= SMALL:
+    if density.has_cache or density.dim <= SMALL:
         return walk_along(density, z)
     return torch.stack([_unseen(density, image) for image in z])  # the same calls as those of the default walk
 

@@ -12,7 +12,6 @@ from chainrule.evaluation.certify.context import (
     Figures,
     autoregressive,
     first,
-    has_cache,
     log_conditionals,
     logits,
     walked,
@@ -41,7 +40,7 @@ def implementations(context: Context) -> Figures:
     for density, exact in zip(densities, exacts, strict=True):
         found = _compared(context, density, exact, images, share=0.1 / len(densities))
         figures = found if not figures else {key: max(figures[key], value) for key, value in found.items()}
-    by = {"by": "cache" if has_cache(exacts[0]) else "walk", "draws": count, "images": len(images)}
+    by = {"by": "cache" if exacts[0].has_cache else "walk", "draws": count, "images": len(images)}
     return {**figures, **by, "orders": len(densities)} if len(densities) > 1 else {**figures, **by}
 
 
@@ -56,7 +55,7 @@ def _compared(
         return _same(images[start:], truth[start : start + len(found)], found, tolerance, what)
 
     steps, on_walk = 0.0, 0
-    for part in context.within(share, len(images), start=8 if has_cache(exact) else 1):
+    for part in context.within(share, len(images), start=8 if exact.has_cache else 1):
         walk = walked(exact, x[part.start : part.stop])
         steps, on_walk = max(steps, same(walk, EXACT, "a logit, one step at a time", part.start)), part.stop
     alone = torch.cat([logits(exact, image[None]) for image in x[:ALONE]])

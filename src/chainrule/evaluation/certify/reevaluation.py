@@ -17,7 +17,6 @@ from chainrule.evaluation.certify.context import (
     Context,
     Figures,
     combined,
-    has_cache,
     log_conditionals,
     logits,
     walked,
@@ -126,7 +125,7 @@ def _scored(
 
 def _walked(density: AutoregressiveDensity, x: Tensor) -> Tensor:
     """A model with a walk of its own is followed along it: each pixel is predicted before the model has seen it."""
-    return log_conditionals(density, x, walked(density, x) if has_cache(density) else logits(density, x)).sum(1)
+    return log_conditionals(density, x, walked(density, x) if density.has_cache else logits(density, x)).sum(1)
 
 
 def _check_each(numbers: list[int], nll: NDArray[np.float64], recorded: NDArray[np.float64]) -> None:
